@@ -1,0 +1,5 @@
+"""`python -m megatron_synth.cli`."""
+
+from megatron_synth.cli import main
+
+main()

@@ -1,0 +1,106 @@
+"""Verbs about experiments and run folders."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from megatron_synth.cli.answers import Json, print_json
+from megatron_synth.config import load_config
+
+app = typer.Typer()
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Overrides of the experiment, such as training.steps=100", show_default=False
+    ),
+]
+Experiment = Annotated[Path, typer.Argument(help="An experiment's YAML", show_default=False)]
+Run = Annotated[
+    Path, typer.Argument(help="A run folder, such as runs/quickstart", show_default=False)
+]
+
+
+@app.command(epilog="Example: megatron-synth run examples/quickstart.yaml corpus.input=my.jsonl.gz")
+def run(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; by default runs/NAME", show_default=False)
+    ] = None,
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="CPU cores to keep busy; by default all")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Run only this step and what it needs", show_default=False)
+    ] = None,
+) -> None:
+    """Run an experiment, or go on with it; finished steps cost nothing."""
+    from megatron_synth.launch.experiment import run_experiment
+
+    config = load_config(experiment, _experiment_config(), overrides or [])
+    folder = out or Path("runs") / config.name
+    outcome = run_experiment(config, folder, cores or len(os.sched_getaffinity(0)), until)
+    for line in outcome:
+        typer.echo(line)
+
+
+@app.command(epilog="Example: megatron-synth plan examples/quickstart.yaml training.steps=500")
+def plan(experiment: Experiment, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Print what every arm will train on, from declared sizes, before anything is spent."""
+    from megatron_synth.experiments.declared import declared_plans
+
+    plans = declared_plans(load_config(experiment, _experiment_config(), overrides or []))
+    if as_json:
+        print_json({arm: p.model_dump(mode="json") for arm, p in plans.items()})
+    else:
+        for arm, solved in plans.items():
+            typer.echo(f"Arm {arm}\n{solved.table()}\n")
+
+
+@app.command(epilog="Example: megatron-synth status runs/quickstart")
+def status(run: Run, as_json: Json = False) -> None:
+    """Show every step of a run: done, running, waiting or failed, and why."""
+    from megatron_synth.experiments.run_folder import RunFolder
+    from megatron_synth.experiments.status import status_lines, status_of
+
+    found = status_of(RunFolder(run))
+    if as_json:
+        print_json({"steps": [s.model_dump(mode="json") for s in found]})
+    else:
+        typer.echo("\n".join(status_lines(found)))
+
+
+@app.command(epilog="Example: megatron-synth logs runs/quickstart train.repeat")
+def logs(run: Run, step: Annotated[str, typer.Argument(help="Name of a step")]) -> None:
+    """Print what a step said."""
+    from megatron_synth.experiments.failure import log_file
+    from megatron_synth.experiments.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    folder.graph().up_to(step)  # refuses a name that is no step
+    path = log_file(folder.logs, step)
+    if not path.is_file():
+        typer.echo(f"{step} has not been started", err=True)
+        return
+    with path.open(encoding="utf-8", errors="replace") as handle:
+        for line in handle:
+            sys.stdout.write(line)
+
+
+@app.command(epilog="Example: megatron-synth report runs/quickstart")
+def report(run: Run) -> None:
+    """Write the report of a run, finished or not, and say where it is."""
+    from megatron_synth.experiments.collect import write_run_report
+    from megatron_synth.experiments.run_folder import RunFolder
+
+    typer.echo(write_run_report(RunFolder(run)))
+
+
+def _experiment_config() -> Any:
+    from megatron_synth.experiments.config import ExperimentConfig
+
+    return ExperimentConfig

@@ -1,0 +1,125 @@
+"""The dataset card of a synthetic corpus, in Hugging Face's form: what it is, how it was made."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_synth.corpus import Document
+from megatron_synth.runs import atomic_write
+from megatron_synth.synthesis.config import SynthesisConfig
+from megatron_synth.synthesis.filters import REASONS
+
+CARD = "README.md"
+_SAMPLES = 3
+_SAMPLE_CHARACTERS = 1200
+_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
+_LARGER = ((10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))
+
+
+def write_card(
+    path: Path,
+    config: SynthesisConfig,
+    counts: Mapping[str, Any],
+    documents: Iterable[Document],
+    data_file: str,
+) -> None:
+    """Write the card; it is the same whenever the corpus is.
+
+    Args:
+        path: The file, usually `README.md` beside the documents.
+        config: How they were made.
+        counts: What `synthesize` counted.
+        documents: The kept ones; the first few become samples.
+        data_file: Name of the file that holds them.
+    """
+    samples = [document for document, _ in zip(documents, range(_SAMPLES), strict=False)]
+    first = samples[0] if samples else None
+    header = {
+        "pretty_name": f"Synthetic documents by {config.method}",
+        "license": config.licence or "other",
+        "tags": ["synthetic", "pretraining", config.method],
+        "task_categories": ["text-generation"],
+        "size_categories": [_size(int(counts["documents"]))],
+        "configs": [{"config_name": "default", "data_files": data_file}],
+    }
+    facts = [
+        ("Method", config.method),
+        ("Generator", first.generator if first else None),
+        ("Prompt", (first.prompt or "none: token ids alone") if first else None),
+        ("Sampling", f"temperature {config.temperature:g}, top-p {config.top_p:g}"),
+        ("Seed, round", f"{config.seed}, {config.round}"),
+        ("Documents", f"{counts['documents']:,}"),
+        ("Tokens, with one end of text a document", f"{counts['tokens']:,}"),
+        ("Requests", f"{counts['requests']:,}"),
+        ("Tokens generated for them", f"{counts['output_tokens']:,}"),
+        ("Source documents", f"{counts['seeds']:,}"),
+    ]
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(),
+        "---",
+        "",
+        f"# {header['pretty_name']}",
+        "",
+        "A language model wrote these documents. They can be wrong, biased, or made up, and they "
+        "are meant for training language models, not as a source of facts.",
+        "",
+        *(f"- {name}: {value}" for name, value in facts if value is not None),
+        "",
+        "Each row holds `text` and where it came from: `source_id`, `method`, `generation`, "
+        "`round`, `generator`, `prompt`, `seed`, `sampling`, `finish_reason`, `token_counts`.",
+        "",
+        "## Filters",
+        "",
+        *_filters(config, counts),
+        "",
+        "## Licence",
+        "",
+        _licence(config),
+        "",
+        "## Samples",
+        "",
+        *(line for document in samples for line in _sample(document)),
+    ]
+    with atomic_write(path) as handle:
+        handle.write("\n".join(lines).rstrip("\n") + "\n")
+
+
+def _filters(config: SynthesisConfig, counts: Mapping[str, Any]) -> list[str]:
+    settings = config.filters.model_dump(mode="json")
+    dropped: Mapping[str, int] = counts["dropped"]
+    lines = [f"Settings: {', '.join(f'{name} {value}' for name, value in settings.items())}."]
+    if not dropped:
+        return [*lines, "", "Nothing was dropped."]
+    lines += ["", "| dropped for | documents | meaning |", "|---|---|---|"]
+    return lines + [f"| {name} | {n:,} | {REASONS[name]} |" for name, n in dropped.items()]
+
+
+def _licence(config: SynthesisConfig) -> str:
+    given = f"Given as: {config.licence}. " if config.licence else ""
+    return (
+        f"{given}What may be done with these texts depends on the licences of the source documents "
+        "and on the terms of the model that wrote them; whoever passes them on has to look at both."
+    )
+
+
+def _size(documents: int) -> str:
+    return next((name for limit, name in _SIZES + _LARGER if documents < limit), "n>1B")
+
+
+def _sample(document: Document) -> Sequence[str]:
+    """A document as an indented block: nothing in it can become markup."""
+    text = document.text[:_SAMPLE_CHARACTERS]
+    more = "…" if len(document.text) > len(text) else ""
+    return [
+        f"From source `{_plain(document.source_id or '')}`:",
+        "",
+        *(f"    {line}" for line in (text + more).splitlines()),
+        "",
+    ]
+
+
+def _plain(name: str) -> str:
+    return "".join(c if c.isprintable() and c != "`" else "\ufffd" for c in name)

@@ -1,0 +1,1 @@
+"""One file a method; `contract.Method` says what each must do."""

@@ -1,0 +1,278 @@
+"""The synthesis step: a generator and seed documents in; kept and dropped documents out."""
+
+import json
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from megatron_synth.corpus import Document, document_writer, list_files, read_documents
+from megatron_synth.corpus.document import from_record
+from megatron_synth.engines import (
+    Engine,
+    RequestLog,
+    VllmEngine,
+    fingerprint_model,
+    read_model_folder,
+)
+from megatron_synth.runs import Progress, hash_file, hash_json, write_json
+from megatron_synth.synthesis.card import CARD, write_card
+from megatron_synth.synthesis.config import SynthesisConfig
+from megatron_synth.synthesis.contract import Method
+from megatron_synth.synthesis.methods.sbp import Sbp, banned_ids
+from megatron_synth.synthesis.places import Places
+from megatron_synth.synthesis.seeds import SeedStore, build_seeds
+from megatron_synth.synthesis.state import read_state
+from megatron_synth.tokens import Tokenizer
+
+DOCUMENTS = "documents.jsonl.zst"
+DROPPED = "dropped.jsonl.zst"
+COUNTS = "counts.json"
+_WORK = ".work"
+_WATCH_SECONDS = 0.5
+_TOTALS = (
+    "requests",
+    "documents",
+    "tokens",
+    "prompt_tokens",
+    "output_tokens",
+    "surplus_requests",
+    "asked_again",
+    "special_spellings",
+    "replacement_characters",
+)
+
+
+def synthesize(
+    config: SynthesisConfig,
+    documents: Path | Iterable[Document],
+    tokenizer_folder: Path,
+    model_folder: Path,
+    out: Path,
+    progress: Progress,
+    *,
+    generator_name: str | None = None,
+    make_engine: Callable[[], Engine] | None = None,
+) -> dict[str, Any]:
+    """Generate until `config.tokens` tokens pass the filters.
+
+    Writes to `out`: `documents.jsonl.zst` (with provenance), `dropped.jsonl.zst` (with
+    `metadata.drop_reason`), one `requests-NNNNN.log` a shard, a dataset card in `README.md`, and
+    `counts.json`, written last.
+    A killed run goes on from the logs when it is started again with the same arguments: every
+    request is answered once, and a finished run answers at once from `counts.json`.
+
+    Args:
+        config: See `SynthesisConfig`.
+        documents: The seeds: anything that `read_documents` reads, or documents.
+        tokenizer_folder: The generator's tokenizer.
+        model_folder: The generator, in Hugging Face form.
+        out: Output folder; may hold a killed try's work.
+        progress: Kept tokens of the target.
+        generator_name: Recorded as the generator's name; the model folder's name where not set.
+        make_engine: Another engine than vLLM on `model_folder`; it must be picklable where Ray
+            is used.
+
+    Returns:
+        The counts: requests, documents, tokens, dropped (by reason), prompt_tokens,
+        output_tokens, surplus_requests (answered, but not needed for the target), asked_again
+        (after restarts), special_spellings and replacement_characters (kept documents that hold
+        such), seeds, seeds_too_long, seconds and tokens_per_second of generation.
+
+    Raises:
+        DataError: A folder is missing or damaged, or there are no seeds.
+        ConfigError: No seed fits the model's context; vLLM cannot run the model here.
+        RunError: See `Shard.run`; or memory, disk, Ray.
+    """
+    model = read_model_folder(model_folder)
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    progress.phase("encoding the seed documents")
+    banned = banned_ids(tokenizer, model.vocab_size)
+    fingerprint = fingerprint_model(model_folder, tokenizer=tokenizer.fingerprint, banned=banned)
+    generator = f"{generator_name or model_folder.name}@{fingerprint[:12]}"
+    context = min(config.engine.max_model_len or model.context, model.context)
+    work = out.absolute() / _WORK
+    work.mkdir(parents=True, exist_ok=True)
+    seeds = _open_seeds(documents, tokenizer, work)
+    run = _run_hash(config, seeds, generator, context)
+    product = _product_hash(run, config)
+    counts = _finished(out, product)
+    if counts is None:
+        make_method = partial(
+            _make_method, config, seeds.folder, tokenizer_folder.absolute(), context, generator
+        )
+        make_vllm = partial(_make_vllm, config, model_folder.absolute(), banned)
+        counts = _produce(
+            config,
+            out,
+            work / product[:12],
+            run,
+            tokenizer,
+            make_method,
+            make_engine or make_vllm,
+            progress,
+        )
+        counts |= {"seeds": len(seeds), "seeds_too_long": make_method().too_long}
+        write_card(out / CARD, config, counts, _read_part(out / DOCUMENTS), DOCUMENTS)
+        write_json(out / COUNTS, {"product": product, **counts})
+    shutil.rmtree(work, ignore_errors=True)
+    return counts
+
+
+def _produce(
+    config: SynthesisConfig,
+    out: Path,
+    parts: Path,
+    run: str,
+    tokenizer: Tokenizer,
+    make_method: Callable[[], Method],
+    make_engine: Callable[[], Engine],
+    progress: Progress,
+) -> dict[str, Any]:
+    # Curator and Ray take seconds to import: only where they are needed.
+    from megatron_synth.synthesis.pipeline import run_stages
+    from megatron_synth.synthesis.stages import GenerationStage
+
+    parts.mkdir(exist_ok=True)
+    places = Places(out.absolute(), parts)
+    make_method()  # a method that refuses the settings does so before Ray starts
+    open_shards = [n for n in range(config.shards) if not places.counts(n).is_file()]
+    if open_shards:
+        progress.phase("starting Ray and the engine")
+        stage = GenerationStage(config, places, run, make_method, make_engine)
+        with _watch(progress, config, places):
+            run_stages(config, places, stage, open_shards)
+    progress.phase("writing documents")
+    return _merge(config, places, run, tokenizer, out)
+
+
+def _open_seeds(
+    documents: Path | Iterable[Document], tokenizer: Tokenizer, work: Path
+) -> SeedStore:
+    """A store made of files is kept for the next try; other documents are encoded anew."""
+    if isinstance(documents, Path):
+        files = [hash_file(path) for path in list_files(documents)]
+        name = f"seeds-{hash_json([files, tokenizer.fingerprint])[:12]}"
+        return build_seeds(read_documents(documents), tokenizer, work / name)
+    shutil.rmtree(work / "seeds", ignore_errors=True)
+    return build_seeds(documents, tokenizer, work / "seeds")
+
+
+def _run_hash(config: SynthesisConfig, seeds: SeedStore, generator: str, context: int) -> str:
+    """Everything that an answer depends on; a request log belongs to one such hash."""
+    names = ("method", "seed", "round", "temperature", "top_p", "max_output_tokens", "shards")
+    return hash_json(
+        {
+            "config": {name: getattr(config, name) for name in names},
+            "min_tokens": config.filters.min_tokens,  # decides which seeds have room
+            "seeds": seeds.fingerprint,
+            "generator": generator,
+            "context": context,
+        }
+    )
+
+
+def _product_hash(run: str, config: SynthesisConfig) -> str:
+    """Everything that the product depends on besides the answers."""
+    return hash_json(
+        {
+            "run": run,
+            "tokens": config.tokens,
+            "cap": config.request_cap,
+            "filters": config.filters.model_dump(mode="json"),
+        }
+    )
+
+
+def _finished(out: Path, product: str) -> dict[str, Any] | None:
+    path = out / COUNTS
+    if not path.is_file():
+        return None
+    counts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return counts if counts.pop("product") == product else None
+
+
+def _make_method(
+    config: SynthesisConfig, seeds: Path, tokenizer_folder: Path, context: int, generator: str
+) -> Sbp:
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    return Sbp(config, SeedStore(seeds), tokenizer, context, generator)
+
+
+def _make_vllm(config: SynthesisConfig, model_folder: Path, banned: list[int]) -> VllmEngine:
+    return VllmEngine(config.engine, model_folder, banned_ids=banned)
+
+
+def _merge(
+    config: SynthesisConfig, places: Places, run: str, tokenizer: Tokenizer, out: Path
+) -> dict[str, Any]:
+    """Join the shards' files, in order, and add up their counts."""
+    totals: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    with document_writer(out / DOCUMENTS) as kept_file, document_writer(out / DROPPED) as rest:
+        for number in range(config.shards):
+            for document in _read_part(places.kept(number)):
+                totals["special_spellings"] += bool(
+                    tokenizer.count_special_spellings(document.text)
+                )
+                kept_file.write(document)
+            for document in _read_part(places.dropped(number)):
+                rest.write(document)
+            counts = json.loads(places.counts(number).read_text(encoding="utf-8"))
+            dropped.update(counts.pop("dropped"))
+            totals.update(counts)
+            with RequestLog(places.log(number), run) as log:
+                totals["surplus_requests"] += len(log) - counts["requests"]
+                totals["asked_again"] += log.asked_again
+    states = [read_state(places.state(number)) for number in range(config.shards)]
+    seconds = sum(s.seconds for s in states) / min(config.workers, config.shards)
+    generated = sum(s.new_output_tokens for s in states)
+    return {
+        **{name: totals[name] for name in _TOTALS},
+        "dropped": dict(dropped.most_common()),
+        "seconds": round(seconds, 2),
+        "tokens_per_second": round(generated / seconds, 1) if generated else None,
+    }
+
+
+def _read_part(path: Path) -> Iterator[Document]:
+    # A part without documents is a whole file with no lines; `read_documents` would refuse it.
+    with zstandard.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield from_record(json.loads(line), default_id="")
+
+
+@contextmanager
+def _watch(progress: Progress, config: SynthesisConfig, places: Places) -> Iterator[None]:
+    """Show what the workers write into their state files."""
+    stop = threading.Event()
+
+    def loop() -> None:
+        started = False
+        while not stop.wait(_WATCH_SECONDS):
+            paths = [places.state(number) for number in range(config.shards)]
+            states = [read_state(path) for path in paths if path.is_file()]
+            if not states:
+                continue
+            kept = sum(state.kept_tokens for state in states)
+            if not started:
+                progress.phase("generating", total=config.tokens, unit="tokens", done=kept)
+                started = True
+            documents, settled = (sum(getattr(s, n) for s in states) for n in ("kept", "settled"))
+            progress.update(
+                min(kept, config.tokens), note=f"{documents} of {settled} documents kept"
+            )
+
+    thread = threading.Thread(target=loop, name="synthesis-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

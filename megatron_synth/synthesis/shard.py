@@ -1,0 +1,282 @@
+"""One shard of a synthesis step: ask, commit, stop when enough is kept.
+
+Which requests make up the shard's product is a function of its log alone: requests are taken in
+the order of their index, up to the first at which the kept tokens reach the target. What the
+engine answered beyond that (its batch was still full) stays in the log, unused and counted.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_synth.config import RunError
+from megatron_synth.corpus import Document
+from megatron_synth.engines import Completion, Engine, RequestLog
+from megatron_synth.runs import get_logger
+from megatron_synth.synthesis.config import SynthesisConfig
+from megatron_synth.synthesis.contract import Ask, Method
+from megatron_synth.synthesis.filters import drop_reason, packed_tokens
+from megatron_synth.synthesis.state import ShardState, read_state, write_state
+
+_LOG = get_logger(__name__)
+
+_REPORT_SECONDS = 0.5
+_TRUST_MEAN_AFTER = 32  # settled requests before their mean length is used to plan the tail
+_FAILURES_BEFORE_STOP = 32  # without an answer between them
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished request and what the filters say about its document."""
+
+    ask: Ask
+    document: Document
+    source_text: str
+    reason: str | None
+
+
+class Shard:
+    """The work of one shard.
+
+    Args:
+        config: The step's settings.
+        number: This shard, 0 to `config.shards` - 1.
+        method: Makes requests and documents.
+        log: The shard's own.
+        state_path: Where progress goes; None writes none.
+    """
+
+    def __init__(
+        self,
+        config: SynthesisConfig,
+        number: int,
+        method: Method,
+        log: RequestLog,
+        state_path: Path | None = None,
+    ) -> None:
+        self._config = config
+        self._number = number
+        self._method = method
+        self._log = log
+        self._state_path = state_path
+        earlier = read_state(state_path) if state_path and state_path.is_file() else ShardState()
+        self.state = ShardState(
+            seconds=earlier.seconds, new_output_tokens=earlier.new_output_tokens
+        )
+        self._clock = 0.0
+        self._target = share_of(config.tokens, number, config.shards)
+        self._cap = share_of(config.request_cap, number, config.shards)
+        self._place = 0  # requests of the sequence that were taken up
+        self._kept_at: dict[int, int] = {}  # place -> kept tokens, for places past the prefix
+        self._prefix = 0  # requests of the unbroken beginning that are settled
+        self._prefix_tokens = 0
+        self._in_flight: dict[str, tuple[int, Ask]] = {}  # asked and not committed
+        self._tries: Counter[str] = Counter()
+        self._held: list[Completion] = []  # failures since the last answer
+        self._answers = 0
+
+    def run(self, start_engine: Callable[[], Engine]) -> ShardState:
+        """Ask until the target is reached; the engine is started when the first request is due.
+
+        Raises:
+            RunError: The engine only fails, the filters drop nearly everything, or the cap on
+                requests is reached before the target (and `allow_short` is off).
+        """
+        reported = self._clock = time.monotonic()
+        asks = self._method.asks(self._number, self._config.shards)
+        engine: Engine | None = None
+        while not self._done():
+            engine = self._fill(asks, engine, start_engine)
+            if engine is not None and self._unfinished:
+                for completion in engine.step():
+                    self._take(completion, engine)
+                self._count_in(self._log.commit_if_due())
+            elif self._log.waiting:
+                self._count_in(self._log.commit())
+            elif self._held:
+                self._accept_failures()
+            elif not self._done():
+                self._end_of_requests()
+                break
+            if time.monotonic() - reported >= _REPORT_SECONDS:
+                reported = time.monotonic()
+                self._report()
+        if engine is not None:
+            engine.cancel()
+        self._count_in(self._log.commit())
+        self._report()
+        return self.state
+
+    def product(self) -> Iterator[Outcome]:
+        """The requests that make up the shard's product, in order, with their documents."""
+        kept_tokens = 0
+        for place, ask in enumerate(self._method.asks(self._number, self._config.shards)):
+            if kept_tokens >= self._target or place >= self._cap:
+                return
+            if ask.request.key not in self._log:
+                return
+            outcome = self._judge(ask, self._log.read(ask.request.key))
+            if outcome.reason is None:
+                kept_tokens += packed_tokens(outcome.document)
+            yield outcome
+
+    def _done(self) -> bool:
+        return self._prefix_tokens >= self._target
+
+    @property
+    def _unfinished(self) -> int:
+        """Requests that the engine is working on."""
+        return len(self._in_flight) - self._log.waiting - len(self._held)
+
+    def _fill(
+        self, asks: Iterator[Ask], engine: Engine | None, start_engine: Callable[[], Engine]
+    ) -> Engine | None:
+        """Keep the engine full; what the log answers already needs no engine."""
+        while self._place < self._cap and not self._done() and self._has_room(engine):
+            ask, place = next(asks), self._place
+            self._place += 1
+            key = ask.request.key
+            if key in self._log:
+                self._settle(place, ask, self._log.read(key))
+                continue
+            if engine is None:
+                engine = start_engine()
+                self._clock = time.monotonic()
+            self._in_flight[key] = (place, ask)
+            self._log.ask(key)
+            engine.submit(ask.request)
+        return engine
+
+    def _has_room(self, engine: Engine | None) -> bool:
+        """Whether another request is due.
+
+        What is asked and not committed stays within the engine's concurrency: that bounds what a
+        kill makes us ask again. Near the end no more is asked than the mean so far says.
+        """
+        outstanding = len(self._in_flight) - len(self._held)
+        if engine is None or not outstanding:
+            return True
+        if outstanding >= engine.concurrency:
+            return False
+        if self.state.settled < _TRUST_MEAN_AFTER:
+            return True
+        expected = outstanding * self.state.kept_tokens / self.state.settled
+        return self.state.kept_tokens + expected < self._target
+
+    def _take(self, completion: Completion, engine: Engine) -> None:
+        """Write an answer to the log; ask again after a passing failure.
+
+        A failure is written only once an answer has come after it: then the engine works, and
+        the failure is the request's own.
+        """
+        key = completion.key
+        if completion.error is None:
+            self._answers += 1
+            self._write_held()
+            self._log.append(completion)
+            return
+        self._tries[key] += 1
+        if completion.transient and self._tries[key] < self._config.tries:
+            engine.submit(self._in_flight[key][1].request)
+            return
+        self._held.append(completion)
+        if len(self._held) >= _FAILURES_BEFORE_STOP:
+            self._raise_engine_fails()
+
+    def _accept_failures(self) -> None:
+        """No request is left that could prove the engine: go by what it did before."""
+        if not self._answers:
+            self._raise_engine_fails()
+        self._write_held()
+
+    def _write_held(self) -> None:
+        for failure in self._held:
+            self._log.append(failure)
+        self._held = []
+
+    def _raise_engine_fails(self) -> None:
+        texts = Counter(failure.error for failure in self._held)
+        common = "; ".join(f"{count} times {text}" for text, count in texts.most_common(3))
+        raise RunError(
+            f"the engine failed {len(self._held)} requests in a row, after {self._answers} "
+            f"answers: {common}",
+            where=f"shard {self._number}",
+            fix="Answers so far are kept, these failures are not recorded. Mend the engine and "
+            "run the same command again.",
+        )
+
+    def _count_in(self, committed: list[Completion]) -> None:
+        for completion in committed:
+            place, ask = self._in_flight.pop(completion.key)
+            self.state.new_output_tokens += completion.output_tokens
+            self._settle(place, ask, completion)
+
+    def _settle(self, place: int, ask: Ask, completion: Completion) -> None:
+        outcome = self._judge(ask, completion)
+        tokens = packed_tokens(outcome.document) if outcome.reason is None else 0
+        self.state.settled += 1
+        if outcome.reason is None:
+            self.state.kept += 1
+            self.state.kept_tokens += tokens
+        else:
+            dropped = self.state.dropped
+            dropped[outcome.reason] = dropped.get(outcome.reason, 0) + 1
+        self._kept_at[place] = tokens
+        while self._prefix in self._kept_at and not self._done():
+            self._prefix_tokens += self._kept_at.pop(self._prefix)
+            self._prefix += 1
+        self._stop_if_all_dropped()
+
+    def _judge(self, ask: Ask, completion: Completion) -> Outcome:
+        document = self._method.document(ask, completion)
+        source_text = self._method.source_text(ask)
+        reason = drop_reason(self._config.filters, document, source_text)
+        return Outcome(ask, document, source_text, reason)
+
+    def _stop_if_all_dropped(self) -> None:
+        state = self.state
+        if state.settled < self._config.min_kept_after:
+            return
+        if state.kept < self._config.min_kept_share * state.settled:
+            raise RunError(
+                f"the filters keep {state.kept} of {state.settled} documents, under "
+                f"min_kept_share={self._config.min_kept_share}; dropped: {_describe(state)}",
+                where=f"shard {self._number}",
+                fix="The generator is most likely too weak or its context too short. Look at the "
+                "request log, loosen synthesis.filters, or set min_kept_share=0 to go on anyway.",
+            )
+
+    def _end_of_requests(self) -> None:
+        state = self.state
+        message = (
+            f"{state.settled} requests, the most that max_requests allows, gave "
+            f"{state.kept_tokens} of {self._target} tokens; dropped: {_describe(state)}"
+        )
+        if not self._config.allow_short or not state.kept:
+            raise RunError(
+                message,
+                where=f"shard {self._number}",
+                fix="Raise synthesis.max_requests, ask for fewer synthesis.tokens, or set "
+                "synthesis.allow_short=true.",
+            )
+        _LOG.warning("shard %d: %s", self._number, message)
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        self.state.seconds += now - self._clock
+        self._clock = now
+        if self._state_path is not None:
+            write_state(self._state_path, self.state)
+
+
+def share_of(total: int, shard: int, shards: int) -> int:
+    """The part of `total` that falls to a shard; the parts add up to `total`."""
+    return total // shards + (shard < total % shards)
+
+
+def _describe(state: ShardState) -> str:
+    return (
+        ", ".join(f"{n} {reason}" for reason, n in Counter(state.dropped).most_common()) or "none"
+    )

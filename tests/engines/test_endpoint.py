@@ -1,0 +1,363 @@
+"""An endpoint that answers, fails, hangs, cuts connections and talks nonsense: a real server."""
+
+import json
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from megatron_synth.config import ConfigError
+from megatron_synth.engines import Request, RequestLog, Sampling, complete
+from megatron_synth.engines.endpoint import EndpointConfig, EndpointEngine
+
+SECRET = "sk-a-secret-key"
+
+
+def answer(body, text=None, reason="stop"):
+    """An OpenAI answer that repeats its prompt."""
+    if "messages" in body:
+        said = body["messages"][0]["content"]
+        choice = {"message": {"role": "assistant", "content": text or f"re: {said}"}}
+    else:
+        choice = {"text": text or f"re: {body['prompt']}"}
+    usage = {"prompt_tokens": 3, "completion_tokens": 5}
+    return {"choices": [choice | {"index": 0, "finish_reason": reason}], "usage": usage}
+
+
+class Server(ThreadingHTTPServer):
+    """Follows `script(body, nth time that it is asked this)`: a status and a body to send.
+
+    A script may answer "cut" (the connection is reset) or "hang" (until the test is over).
+    """
+
+    daemon_threads = True
+
+    def __init__(self, script):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script = script
+        self.asked: list[dict] = []
+        self.times: Counter[str] = Counter()
+        self.arrivals: list[float] = []
+        self.running = self.most_running = 0
+        self.lock = threading.Lock()
+        self.over = threading.Event()
+
+    def handle_error(self, request, client_address):
+        """A client that left is what some tests are about."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server = self.server
+        with server.lock:
+            server.asked.append(
+                {"path": self.path, "authorization": self.headers.get("Authorization"), **body}
+            )
+            server.arrivals.append(time.monotonic())
+            name = json.dumps(body.get("messages") or body.get("prompt"))
+            server.times[name] += 1
+            time_ = server.times[name]
+            server.running += 1
+            server.most_running = max(server.most_running, server.running)
+        try:
+            said = server.script(body, time_)
+            if said == "cut":
+                reset = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+                self.close_connection = True
+                self.connection.close()
+                return
+            if said == "hang":
+                server.over.wait(30)
+                self.close_connection = True
+                return
+            status, content, *headers = said
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            for header in headers:
+                self.send_header(*header)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+        finally:
+            with server.lock:
+                server.running -= 1
+
+    def log_message(self, *_):
+        """Silent."""
+
+
+@contextmanager
+def serving(script):
+    server = Server(script)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.over.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def asking(server, **settings):
+    settings = {"backoff_seconds": 0.01, "concurrency": 4, **settings}
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    engine = EndpointEngine(EndpointConfig(url=url, model="m", **settings))
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def request(number, prompt=None, **sampling):
+    return Request(f"{number:04x}", prompt or f"say {number}", Sampling(**sampling))
+
+
+def only(completions):
+    (completion,) = completions
+    return completion
+
+
+def test_a_text_prompt_is_one_user_message_with_all_sampling_settings():
+    with serving(lambda body, _: (200, answer(body))) as server, asking(server) as engine:
+        sampled = request(1, temperature=0.7, top_p=0.9, max_tokens=7, seed=11)
+        completion = only(complete(engine, [sampled]))
+    assert completion.text == "re: say 1"
+    assert (completion.finish_reason, completion.error) == ("stop", None)
+    assert (completion.prompt_tokens, completion.output_tokens) == (3, 5)
+    assert server.asked == [
+        {
+            "path": "/v1/chat/completions",
+            "authorization": None,
+            "model": "m",
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "max_tokens": 7,
+            "seed": 11,
+            "messages": [{"role": "user", "content": "say 1"}],
+        }
+    ]
+
+
+@pytest.mark.parametrize("prompt", ["plain text", [5, 6, 7]])
+def test_plain_text_and_token_ids_go_as_they_are(prompt):
+    with (
+        serving(lambda body, _: (200, answer(body))) as server,
+        asking(server, chat=False) as engine,
+    ):
+        completion = only(complete(engine, [request(1, prompt, stop_ids=(2,))]))
+    assert completion.text == f"re: {prompt}"
+    assert server.asked[0]["path"] == "/v1/completions"
+    assert server.asked[0]["prompt"] == prompt
+    assert server.asked[0]["stop_token_ids"] == [2]
+
+
+def test_as_many_requests_run_at_once_as_the_concurrency_says():
+    def script(body, _):
+        time.sleep(0.03)
+        return 200, answer(body)
+
+    with serving(script) as server, asking(server, concurrency=5) as engine:
+        answers = list(complete(engine, (request(n) for n in range(40))))
+    assert sorted(a.text for a in answers) == sorted(f"re: say {n}" for n in range(40))
+    assert server.most_running == 5
+
+
+def test_an_answer_cut_at_its_length_says_so():
+    with (
+        serving(lambda body, _: (200, answer(body, reason="length"))) as server,
+        asking(server) as engine,
+    ):
+        assert only(complete(engine, [request(1)])).finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        (429, {"error": "slow down"}),
+        (500, b"oops"),
+        (503, b""),
+        "cut",
+        (200, b"<html>a proxy's page</html>"),
+        (200, {"choices": []}),
+        (200, [1, 2]),
+        (200, {"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}),
+        (200, {"choices": [{"text": "half", "finish_reason": None}]}),
+    ],
+    ids=str,
+)
+def test_a_passing_failure_comes_back_as_such_and_the_next_try_succeeds(said):
+    def script(body, time_):
+        return said if time_ == 1 else (200, answer(body))
+
+    with serving(script) as server, asking(server) as engine:
+        failed = only(complete(engine, [request(1)]))
+        assert failed.transient
+        assert failed.finish_reason == "error"
+        assert failed.error
+        assert only(complete(engine, [request(1)])).text == "re: say 1"
+
+
+def test_a_server_that_hangs_is_left_after_the_timeout():
+    with (
+        serving(lambda body, _: "hang") as server,
+        asking(server, timeout_seconds=0.2) as engine,
+    ):
+        failed = only(complete(engine, [request(1)]))
+    assert failed.transient
+    assert "Timeout" in failed.error
+
+
+def test_no_server_is_a_passing_failure():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        engine = EndpointEngine(EndpointConfig(url=url, model="m"))
+        try:
+            failed = only(complete(engine, [request(1)]))
+        finally:
+            engine.close()
+    assert failed.transient
+    assert "ConnectError" in failed.error
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_request_that_can_never_succeed_is_a_permanent_failure(status):
+    with (
+        serving(lambda body, _: (status, {"error": "the context is too long"})) as server,
+        asking(server) as engine,
+    ):
+        failed = only(complete(engine, [request(1)]))
+    assert not failed.transient
+    assert "the context is too long" in failed.error
+
+
+def test_a_content_filter_is_a_permanent_failure():
+    with (
+        serving(lambda body, _: (200, answer(body, reason="content_filter"))) as server,
+        asking(server) as engine,
+    ):
+        failed = only(complete(engine, [request(1)]))
+    assert not failed.transient
+    assert "content filter" in failed.error
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_no_request_can_outlive_ends_the_engine_with_one_message(status):
+    with (
+        serving(lambda body, _: (status, b"no")) as server,
+        asking(server) as engine,
+        pytest.raises(ConfigError, match=f"status {status}"),
+    ):
+        list(complete(engine, [request(1)]))
+
+
+def test_the_wait_before_another_try_doubles_up_to_its_cap():
+    with (
+        serving(lambda body, _: (500, b"")) as server,
+        asking(server, backoff_seconds=0.1, backoff_max_seconds=0.15) as engine,
+    ):
+        for _ in range(4):
+            only(complete(engine, [request(1)]))
+    first, second, third = (
+        b - a for a, b in zip(server.arrivals, server.arrivals[1:], strict=False)
+    )
+    assert first >= 0.05
+    assert second >= 0.1
+    assert third >= 0.15  # half of 0.4 is over the cap already
+
+
+def test_a_server_that_asks_for_a_wait_gets_it():
+    def script(body, time_):
+        return (429, b"", ("Retry-After", "0.4")) if time_ == 1 else (200, answer(body))
+
+    with serving(script) as server, asking(server) as engine:
+        only(complete(engine, [request(1)]))
+        only(complete(engine, [request(1)]))
+    assert server.arrivals[1] - server.arrivals[0] >= 0.4
+
+
+def test_a_wait_given_as_a_date_is_replaced_by_our_own():
+    date = ("Retry-After", "Wed, 21 Oct 2015 07:28:00 GMT")
+
+    def script(body, time_):
+        return (503, b"", date) if time_ == 1 else (200, answer(body))
+
+    with serving(script) as server, asking(server) as engine:
+        only(complete(engine, [request(1)]))
+        assert only(complete(engine, [request(1)])).error is None
+
+
+def test_the_key_is_sent_and_never_shown(monkeypatch, caplog):
+    monkeypatch.setenv("SOME_KEY", SECRET)
+    with (
+        serving(lambda body, _: (500, f"your key {SECRET} is odd".encode())) as server,
+        asking(server, api_key_env="SOME_KEY") as engine,
+        caplog.at_level(0),
+    ):
+        failed = only(complete(engine, [request(1)]))
+    assert server.asked[0]["authorization"] == f"Bearer {SECRET}"
+    assert "your key *** is odd" in failed.error
+    assert SECRET not in caplog.text
+
+
+def test_a_key_that_is_not_set_is_said_before_anything_is_asked(monkeypatch):
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    with pytest.raises(ConfigError, match="SOME_KEY is not set"):
+        EndpointEngine(
+            EndpointConfig(url="http://127.0.0.1:1/v1", model="m", api_key_env="SOME_KEY")
+        )
+
+
+def test_cancelled_requests_leave_nothing_behind():
+    def script(body, _):
+        return "hang" if body["messages"][0]["content"] == "say 1" else (200, answer(body))
+
+    with serving(script) as server, asking(server) as engine:
+        engine.submit(request(1))
+        engine.cancel()
+        assert engine.step() == []
+        assert only(complete(engine, [request(2)])).text == "re: say 2"
+
+
+def test_a_bad_hour_loses_nothing_and_answers_nothing_twice(tmp_path):
+    """Every way to fail, in turn, on 120 requests; each is asked until it is answered."""
+    ways = [(429, b"", ("Retry-After", "0.01")), (500, b""), "cut", (200, b"garbage"), "hang"]
+
+    def script(body, time_):
+        number = int(body["messages"][0]["content"].split()[1])
+        if time_ <= number % 4:
+            return ways[(number + time_) % len(ways)]
+        return 200, answer(body)
+
+    asks = {f"{n:04x}": request(n) for n in range(120)}
+    with (
+        serving(script) as server,
+        asking(server, concurrency=16, timeout_seconds=0.5) as engine,
+        RequestLog(tmp_path / "requests.log", "run") as log,
+    ):
+        open_ = dict(asks)
+        while open_:
+            for completion in complete(engine, list(open_.values())):
+                if completion.error is None:
+                    log.append(completion)
+                    del open_[completion.key]
+                else:
+                    assert completion.transient
+            log.commit()
+        assert {key: log.read(key).text for key in log} == {
+            key: f"re: {ask.prompt}" for key, ask in asks.items()
+        }
+    assert sum(server.times.values()) == sum(1 + n % 4 for n in range(120))

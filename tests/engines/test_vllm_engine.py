@@ -1,0 +1,93 @@
+"""The real vLLM on this machine, with a small random model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from vllm_session import BANNED
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    """What one vLLM process answered to everything that the tests ask."""
+    script = Path(__file__).with_name("vllm_session.py")
+    folder = tmp_path_factory.mktemp("vllm")
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_every_request_is_answered_once(session):
+    assert len(session["order"]) == len(set(session["order"])) == len(session["answers"]) == 53
+
+
+def test_lengths_and_finish_reasons_are_right(session):
+    for n in range(40):
+        answer = session["answers"][f"a{n}"]
+        assert answer["error"] is None
+        assert answer["finish_reason"] == "length"
+        assert len(answer["token_ids"]) == answer["output_tokens"] == 10 + n
+        assert answer["prompt_tokens"] == 3
+
+
+def test_banned_ids_are_never_sampled(session):
+    seen = {i for answer in session["answers"].values() for i in answer["token_ids"]}
+    assert not seen.intersection(BANNED)
+    assert len(seen) > 50
+
+
+def test_the_seed_decides_the_answer(session):
+    answers = session["answers"]
+    assert answers["same0"]["token_ids"] == answers["same1"]["token_ids"]
+    assert answers["same0"]["token_ids"] != answers["other"]["token_ids"]
+
+
+def test_a_stop_id_ends_the_answer_and_is_left_out_of_it(session):
+    answer = session["answers"]["stop"]
+    assert answer["finish_reason"] == "stop"
+    assert answer["output_tokens"] == len(answer["token_ids"]) + 1
+    assert not [i for i in answer["token_ids"] if i % 4 == 0]
+
+
+def test_prompts_that_fill_the_context_are_answered_with_seeds(session):
+    """A prompt taken in pieces would need a generator that can be rewound: CPUs have none."""
+    for n in range(6):
+        assert session["answers"][f"long{n}"]["output_tokens"] == 20
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [("too_long", "longer than"), ("bad_id", "outside 0..383"), ("empty", "empty")],
+)
+def test_a_request_that_cannot_be_answered_says_why_and_harms_no_other(session, key, words):
+    answer = session["answers"][key]
+    assert words in answer["error"]
+    assert answer["finish_reason"] == "error"
+    assert not answer["transient"]
+
+
+def test_a_closed_iterator_cancels_what_was_running(session):
+    first, after = session["cancelled"]
+    assert first.startswith("b")
+    assert after == ["after"]
+
+
+def test_what_vllm_cannot_run_here_is_a_clear_error(session):
+    kind, text = session["head_size"]
+    assert kind == "ConfigError"
+    assert "head size 16" in text
+    kind, text = session["memory"]
+    assert kind == "RunError"
+    assert "kv_cache_gb" in text
