@@ -1,6 +1,9 @@
 """The same run on one rank and split over two: the same losses.
 
-Each run is its own torchrun; float32, so the order of summation leaves differences near 1e-7.
+Each run is its own torchrun. Float32: the order of summation leaves differences near 1e-7, and Adam,
+which divides a gradient by its own size, makes more of them where a gradient is near zero: how much
+depends on the processor. What a missing reduction does is shown in float64, to 1e-9
+(test_layouts_float64.py).
 """
 
 import os
@@ -81,7 +84,7 @@ def test_two_ranks_give_the_losses_of_one(model, layout, one_rank, tmp_path):
     assert len(ours) == 6
     for mine, expected in zip(ours, theirs, strict=True):
         for name in mine:
-            tolerance = 1e-5 if name == "norm" else 2e-6
+            tolerance = 1e-4 if name == "norm" else 1e-5
             assert mine[name] == pytest.approx(expected[name], rel=tolerance), name
 
 
