@@ -9,6 +9,7 @@ million parameters. The log costs about 1 % of that. Importing this room loads n
 vLLM.
 """
 
+from megatron_synth.engines.config import EngineConfig, gpus_of, make_engine
 from megatron_synth.engines.endpoint import EndpointConfig, EndpointEngine
 from megatron_synth.engines.log import RequestLog
 from megatron_synth.engines.model_folder import ModelFolder, fingerprint_model, read_model_folder
@@ -20,6 +21,7 @@ __all__ = [
     "EndpointConfig",
     "EndpointEngine",
     "Engine",
+    "EngineConfig",
     "ModelFolder",
     "Request",
     "RequestLog",
@@ -28,5 +30,7 @@ __all__ = [
     "VllmEngine",
     "complete",
     "fingerprint_model",
+    "gpus_of",
+    "make_engine",
     "read_model_folder",
 ]

@@ -12,7 +12,7 @@ import queue
 import random
 import threading
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 from pydantic import Field
@@ -33,6 +33,8 @@ _END_SECONDS = 10.0
 class EndpointConfig(Config):
     """Where an OpenAI-compatible endpoint is, and how it is asked."""
 
+    kind: Literal["endpoint"] = "endpoint"
+    """A server that runs already, here or elsewhere."""
     url: str = Field(pattern=r"^https?://\S+$")
     """Such as `http://127.0.0.1:8000/v1`; requests go to `URL/chat/completions` or
     `URL/completions`."""

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,8 @@ _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 class VllmConfig(Config):
     """How vLLM runs. The defaults suit both a small CPU and a GPU."""
 
+    kind: Literal["vllm"] = "vllm"
+    """vLLM inside the process."""
     concurrency: int = Field(default=64, ge=1)
     """Requests that are worked on at once."""
     max_model_len: int | None = Field(default=None, ge=2)
