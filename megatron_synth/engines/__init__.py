@@ -9,6 +9,7 @@ million parameters. The log costs about 1 % of that. Importing this room loads n
 vLLM.
 """
 
+from megatron_synth.engines.chat import ChatForm, read_chat_form
 from megatron_synth.engines.config import EngineConfig, gpus_of, make_engine
 from megatron_synth.engines.endpoint import EndpointConfig, EndpointEngine
 from megatron_synth.engines.log import RequestLog
@@ -17,6 +18,7 @@ from megatron_synth.engines.requests import Completion, Engine, Request, Samplin
 from megatron_synth.engines.vllm_engine import VllmConfig, VllmEngine
 
 __all__ = [
+    "ChatForm",
     "Completion",
     "EndpointConfig",
     "EndpointEngine",
@@ -32,5 +34,6 @@ __all__ = [
     "fingerprint_model",
     "gpus_of",
     "make_engine",
+    "read_chat_form",
     "read_model_folder",
 ]

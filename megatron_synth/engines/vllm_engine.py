@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from megatron_synth.config import Config, ConfigError
+from megatron_synth.engines.chat import read_chat_form
 from megatron_synth.engines.model_folder import ModelFolder, read_model_folder
 from megatron_synth.engines.requests import Completion, Request, Sampling
 from megatron_synth.engines.vllm_errors import explain
@@ -30,6 +31,11 @@ class VllmConfig(Config):
 
     kind: Literal["vllm"] = "vllm"
     """vLLM inside the process."""
+    chat: bool | None = None
+    """Text prompts go as one user message in the form of the model's chat template. Not set:
+    where the model folder has a template. False: as they are. Token ids always go as they are."""
+    chat_options: dict[str, Any] = {}
+    """Switches of the model's chat template, such as `{enable_thinking: false}` for Qwen3."""
     concurrency: int = Field(default=64, ge=1)
     """Requests that are worked on at once."""
     max_model_len: int | None = Field(default=None, ge=2)
@@ -53,18 +59,21 @@ class VllmEngine:
     """Continuous batching over `submit` and `step` (see `Engine`).
 
     Prompts go in as token ids and answers come out as token ids: our own tokenizer turns text
-    into ids and back, so that no text can become a control token.
+    into ids and back, so that no text can become a control token. A text prompt goes in the
+    model's chat form where it has one (see `VllmConfig.chat`), and then any EOS of the model's
+    generation config ends the answer, besides the request's own stop ids.
 
     Args:
         config: See `VllmConfig`.
         model: Folder in Hugging Face form.
         tokenizer: Encodes text prompts and decodes answers; without one, prompts must be token
             ids and answers have no text.
-        banned_ids: Token ids that are never sampled, whatever their logits.
+        banned_ids: Token ids that are never sampled, whatever their logits; those that end an
+            answer in the chat form are not banned.
 
     Raises:
         DataError: The model folder is missing or damaged.
-        ConfigError: vLLM cannot run this model here.
+        ConfigError: vLLM cannot run this model here, or its chat template cannot be used.
         RunError: vLLM failed to start: memory, a port, an error of its own.
     """
 
@@ -80,11 +89,17 @@ class VllmEngine:
         self.model = read_model_folder(model)
         self.context = min(config.max_model_len or self.model.context, self.model.context)
         self._tokenizer = tokenizer
+        self._chat = (
+            read_chat_form(model, tokenizer, config.chat, config.chat_options)
+            if tokenizer
+            else None
+        )
+        banned = set(banned_ids) - (self._chat.stop_ids if self._chat else set())
         self._stop_ids: dict[str, frozenset[int]] = {}
         self._refused: list[Completion] = []
         _set_environment()
         try:
-            self._engine = _start(config, self.model, self.context, sorted(set(banned_ids)))
+            self._engine = _start(config, self.model, self.context, sorted(banned))
         except Exception as error:
             if isinstance(error, ConfigError):
                 raise
@@ -95,16 +110,19 @@ class VllmEngine:
         from vllm.inputs import tokens_input
 
         ids = self._encode(request.prompt)
+        stop_ids = frozenset(request.sampling.stop_ids)
+        if self._chat and isinstance(request.prompt, str):
+            stop_ids |= self._chat.stop_ids
         try:
             self._check_ids(ids)
             self._engine.add_request(
-                request.key, tokens_input(ids), _sampling_params(request.sampling)
+                request.key, tokens_input(ids), _sampling_params(request.sampling, stop_ids)
             )
         except (ValueError, TypeError, _refusal()) as error:
             refused = Completion.failed(request.key, " ".join(str(error).split()), transient=False)
             self._refused.append(refused)
             return
-        self._stop_ids[request.key] = frozenset(request.sampling.stop_ids)
+        self._stop_ids[request.key] = stop_ids
 
     def step(self) -> list[Completion]:
         """Generate one token for each running request; what has finished.
@@ -142,7 +160,7 @@ class VllmEngine:
             return prompt
         if self._tokenizer is None:
             raise ConfigError("a text prompt needs an engine with a tokenizer")
-        return self._tokenizer.encode(prompt)
+        return self._chat.encode(prompt) if self._chat else self._tokenizer.encode(prompt)
 
     def _check_ids(self, ids: list[int]) -> None:
         """One bad id would end the whole engine (vLLM itself checks ids only with a tokenizer)."""
@@ -251,7 +269,7 @@ def _cpu_cache_bytes(config: VllmConfig, model: ModelFolder, context: int) -> in
     return min(wanted, int(psutil.virtual_memory().available * _CPU_CACHE_SHARE))
 
 
-def _sampling_params(sampling: Sampling) -> Any:
+def _sampling_params(sampling: Sampling, stop_ids: frozenset[int]) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -260,7 +278,7 @@ def _sampling_params(sampling: Sampling) -> Any:
         top_p=sampling.top_p,
         max_tokens=sampling.max_tokens,
         seed=sampling.seed,
-        stop_token_ids=list(sampling.stop_ids),
+        stop_token_ids=sorted(stop_ids),
         ignore_eos=True,  # the model's own config names an EOS too; only `stop_ids` count
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
