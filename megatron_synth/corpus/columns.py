@@ -13,7 +13,14 @@ from typing import Any
 import msgspec
 
 from megatron_synth.config import DataError
-from megatron_synth.corpus.document import BadRow, check_text, from_record, read_text
+from megatron_synth.corpus.document import (
+    PART_BREAK,
+    BadRow,
+    check_text,
+    from_record,
+    read_parts,
+    read_text,
+)
 from megatron_synth.corpus.files import is_parquet, list_files
 from megatron_synth.corpus.lines import (
     Broken,
@@ -29,7 +36,7 @@ _ROWS = 1024
 _PROVENANCE = ("source_id", "method")
 
 Value = str | list[str]
-"""A text, or the sentences of one (`Columns.sentences`)."""
+"""A text, or the sentences (`Columns.sentences`) or parts (`Columns.parts`) of one."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +65,14 @@ class Columns:
         id_column: Column of the id.
         provenance: Read `id`, `source_id` and `method` too.
         sentences: A text may be a list of strings, as in Megatron-LM's preprocessing.
+        parts: The value of `text` is `Document.parts` where a row has them.
     """
 
     keys: tuple[str, ...] = ("text",)
     id_column: str = "id"
     provenance: bool = True
     sentences: bool = False
+    parts: bool = False
 
 
 @dataclass
@@ -90,7 +99,7 @@ class Rows:
 
 
 def texts_of(value: Value) -> list[str]:
-    """The sentences of a value; a text is one."""
+    """The sentences or parts of a value; a text is one."""
     return [value] if isinstance(value, str) else value
 
 
@@ -174,6 +183,8 @@ class _Reader:
 
     def read_parquet(self, part: Part, on_bytes: OnBytes | None) -> Iterator[Rows]:
         columns = [*self._columns.keys]
+        if self._columns.parts:
+            columns.append("parts")
         if self._columns.provenance:
             columns += [self._columns.id_column, *_PROVENANCE]
         groups = range(part.start, part.stop or 0)
@@ -200,7 +211,7 @@ class _Reader:
                 self._line += 1
                 self._judge_line(line, rows)
             return
-        decode, get_texts = self._decode, self._get_texts
+        decode, get_texts, with_parts = self._decode, self._get_texts, self._columns.parts
         texts: list[Any] = []
         for line in lines:
             self._line += 1
@@ -216,8 +227,17 @@ class _Reader:
                 self._judge_line(line, rows)
                 continue
             rows.lines.append(self._line)
-            texts.append(get_texts(row))
+            texts.append(self._with_parts(row) if with_parts and row.parts else get_texts(row))
         _extend(rows, texts)
+
+    def _with_parts(self, row: Any) -> Any:
+        """The row's texts, `text` as parts where these are its own."""
+        found = self._get_texts(row)
+        values = [found] if len(self._columns.keys) == 1 else list(found)
+        place = self._columns.keys.index("text")
+        if PART_BREAK.join(row.parts) == values[place]:
+            values[place] = row.parts
+        return values[0] if len(values) == 1 else tuple(values)
 
     def _judge_line(self, line: bytes, rows: Rows) -> None:
         if line and not line.isspace():
@@ -252,7 +272,11 @@ class _Reader:
                 for item in value:
                     check_text(item)
                 return value
-        return read_text(record, key)
+        text = read_text(record, key)
+        if self._columns.parts and key == "text":
+            assert isinstance(record, dict)
+            return read_parts(record, text) or text
+        return text
 
 
 def _is_utf8(block: bytes) -> bool:
@@ -288,6 +312,9 @@ def _fast_row(columns: Columns) -> Any:
                 fields.append((name, str | int | None if name == "id" else str | None, None))
                 names[name] = column
                 del defaults[name]
+    if columns.parts:
+        fields.append(("parts", list[str] | None, None))
+        names["parts"] = "parts"
     try:
         return msgspec.defstruct("Row", fields, rename=names, namespace=defaults, gc=False)
     except ValueError:  # quotes and control characters in a column's name

@@ -27,6 +27,8 @@ class Document:
         token_counts: For example `{"prompt": 312, "output": 290}`.
         scores: Figures by name, from filters and judges.
         metadata: Anything else that came with the document, such as `package`.
+        parts: The texts of a document that is several (a stitched megadoc), in order; `text` is
+            these with `PART_BREAK` between them. Packing makes each a sequence with its own EOS.
     """
 
     id: str
@@ -43,7 +45,11 @@ class Document:
     token_counts: Mapping[str, int] | None = None
     scores: Mapping[str, float] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[str, ...] | None = None
 
+
+PART_BREAK = "\n\n"
+"""What stands between the parts of a document in its `text`, for readers that know no parts."""
 
 _MAPPINGS = frozenset({"sampling", "token_counts", "scores", "metadata"})
 _INTEGERS = frozenset({"generation", "round", "seed"})
@@ -97,9 +103,13 @@ def from_record(
     elif own is not None:
         metadata["metadata"] = own
     identity = rest.pop(id_column, None)
+    parts = read_parts(record, text)
+    if parts is not None:
+        values["parts"] = tuple(parts)
+        del rest["parts"]
     for name, value in rest.items():
         read = _read_mapping(value) if name in _MAPPINGS else value
-        if name in _NAMES and name not in ("id", "text") and _fits(name, read):
+        if name in _NAMES and name not in ("id", "text", "parts") and _fits(name, read):
             values[name] = read
         elif value is not None:
             metadata[name] = value
@@ -121,6 +131,14 @@ def read_text(record: object, column: str) -> str:
         raise BadRow(f"{column!r} is {_kind(text)}, not a string")
     check_text(text)
     return text
+
+
+def read_parts(record: Mapping[str, Any], text: str) -> list[str] | None:
+    """The parts of a row with this text; None where it has none, or where they are other texts."""
+    parts = record.get("parts")
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        return None
+    return parts if parts and PART_BREAK.join(parts) == text else None
 
 
 def dump_json(content: Any, **options: Any) -> str:

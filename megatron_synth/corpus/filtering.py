@@ -212,7 +212,9 @@ class Filters:
         self._tokens += tokens or 0
         self._characters += len(candidate.text)
         self._bytes += len(candidate.text.encode())
-        return dataclasses.replace(candidate.document, id=identity, text=candidate.text)
+        document = candidate.document
+        parts = document.parts if candidate.text == document.text else None
+        return dataclasses.replace(document, id=identity, text=candidate.text, parts=parts)
 
     def _drop(self, candidate: _Candidate) -> None:
         assert candidate.reason is not None

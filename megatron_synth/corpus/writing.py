@@ -100,11 +100,10 @@ class _ParquetSink:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        integers = {"generation", "round", "seed"}
+        kinds = dict.fromkeys(("generation", "round", "seed"), pa.int64())
+        kinds["parts"] = pa.list_(pa.string())
         names = to_row(Document("", "")).keys()
-        self._schema = pa.schema(
-            [(name, pa.int64() if name in integers else pa.string()) for name in names]
-        )
+        self._schema = pa.schema([(name, kinds.get(name, pa.string())) for name in names])
         self._table = pa.Table
         self._writer = pq.ParquetWriter(file, self._schema, compression="zstd")
         self._rows: list[dict[str, Any]] = []

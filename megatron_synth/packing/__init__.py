@@ -3,7 +3,8 @@
 In: a document file and a tokenizer. Out: `PREFIX_text_document.bin` and `.idx`, which stock
 Megatron-Core reads; `.json` (`CorpusInfo`: counts, tokenizer fingerprint, content hash), written
 last; `.provenance.parquet`: id, source and method of document i. Document i of the index is
-document i of the input: one sequence of ids that ends in EOS, or none for an empty text.
+document i of the input: one sequence of ids that ends in EOS, one for each of its parts where it
+has them, or none for an empty text.
 Cost: over 100 MB/s on two cores with gigatoken, 5 MB/s a core with `tokenizers`; memory is
 bounded by a block of text a process, plus 4 bytes a document of one part.
 """

@@ -25,7 +25,7 @@ from megatron_synth.runs.atomic import disk_errors, write_json
 from megatron_synth.tokens import Tokenizer
 from megatron_synth.tokens.fast import FastEncoder
 
-_VERSION = 3
+_VERSION = 4
 _PLAN = "plan.json"
 _MANY_BAD = 10_000
 """Under so many bad rows the whole list of them is worth more than the time to the end."""

@@ -49,4 +49,6 @@ class PackConfig(Config):
     @property
     def columns(self) -> Columns:
         """The columns to read."""
-        return Columns(self.keys, self.id_column, self.provenance, self.sentences)
+        # What lists mean to Megatron-LM's tool is never mixed with what they mean to us.
+        parts = "text" in self.keys and "parts" not in self.keys and not self.sentences
+        return Columns(self.keys, self.id_column, self.provenance, self.sentences, parts)

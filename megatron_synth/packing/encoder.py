@@ -50,6 +50,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._fast = fast
         self._policy = config.special_tokens
+        self._apart = not config.sentences  # a list holds parts: texts that each end in EOS
         dtype = token_dtype(tokenizer.vocab_size)
         self.dtype = dtype
         self._before = _one(tokenizer.bos_id if config.beginning_of_text else None, dtype)
@@ -60,7 +61,9 @@ class Encoder:
         self._spelled = _Marked(spelled, tokenizer.vocab_size)
 
     def encode(self, values: Sequence[Value]) -> Encoded:
-        """Encode a block of documents, each a text or a list of sentences.
+        """Encode a block of documents, each a text or a list: its sentences, or its parts.
+
+        BOS and EOS stand around the sentences of a document together, around each of its parts.
 
         A text that gives no ids gives no sequence, and a document without a sequence has neither
         BOS nor EOS: so Megatron-LM's preprocessing does.
@@ -127,7 +130,7 @@ class Encoder:
     def _join(self, pieces: list[Ids], sentences: list[int] | None) -> "_Joined":
         """Put the ids of all documents, with BOS and EOS, one after another."""
         before, after = self._before, self._after
-        documents = 0  # with a sequence
+        documents = 0  # texts with BOS and EOS of their own
         sequences: list[int] | None = None
         if sentences is None:
             filled = [piece for piece in pieces if len(piece)]
@@ -142,7 +145,11 @@ class Encoder:
                 filled = [piece for piece in pieces[place : place + count] if len(piece)]
                 place += count
                 sizes = [len(piece) for piece in filled]
-                if filled:
+                if self._apart:
+                    sizes = [len(before) + size + len(after) for size in sizes]
+                    parts += [part for piece in filled for part in (before, piece, after)]
+                    documents += len(filled)
+                elif filled:
                     sizes[0] += len(before)
                     sizes[-1] += len(after)
                     parts += [before, *filled, after]
