@@ -15,8 +15,8 @@ import psutil
 from megatron_synth.config import RunError
 from megatron_synth.experiments.failure import STOPPED, failure_file, log_file, read_failure
 from megatron_synth.experiments.graph import Graph, State, Status, Step
-from megatron_synth.launch.supervise import adopt_orphans, end_children
 from megatron_synth.runs import Manifest, Store, disk_errors
+from megatron_synth.runs.supervise import adopt_orphans, end_children
 
 _POLL_SECONDS = 0.2
 
@@ -134,7 +134,7 @@ def _start(step: Step, work: Path, logs: Path, command: Command) -> Running:
     failure_file(logs, step.name).unlink(missing_ok=True)
     handle = log.open("ab")
     process = subprocess.Popen(
-        [sys.executable, "-m", "megatron_synth.launch.supervise", *command(step)],
+        [sys.executable, "-m", "megatron_synth.runs.supervise", *command(step)],
         stdin=subprocess.PIPE,  # closed by our death: then the supervisor ends the step
         stdout=handle,
         stderr=subprocess.STDOUT,

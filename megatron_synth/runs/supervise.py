@@ -1,6 +1,6 @@
 """Run one command so that nothing which it started outlives it, or its launcher.
 
-`python -m megatron_synth.launch.supervise COMMAND …` becomes the reaper of all descendants of
+`python -m megatron_synth.runs.supervise COMMAND …` becomes the reaper of all descendants of
 COMMAND (PR_SET_CHILD_SUBREAPER: daemons come back to it), watches its own standard input, which
 the launcher holds open, and ends them all when COMMAND ends or when the launcher is gone, even by
 `kill -9`. It leaves with COMMAND's exit status (128 + n for signal n).
