@@ -46,7 +46,7 @@ def check_layouts(config: ExperimentConfig) -> None:
 def declared_sizes(config: ExperimentConfig) -> dict[str, CorpusSize]:
     """Tokens as the config asks for them; documents guessed from them (they decide nothing)."""
     tokens = {"organic": config.split.organic_tokens, "pool": config.split.pool_tokens}
-    if config.synthesis is not None:
+    if config.synthesis is not None and config.synthesis.tokens is not None:
         tokens["synthetic"] = config.synthesis.tokens
     return {
         name: CorpusSize(count, max(1, count // (_CHARACTERS_A_DOCUMENT // 4)))

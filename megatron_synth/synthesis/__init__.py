@@ -1,14 +1,14 @@
 """Synthesis: documents in, new documents with their provenance out.
 
 `synthesize` runs a method's requests on an engine inside a NeMo Curator pipeline, commits every
-answer, filters, and writes kept and dropped documents. A method says which requests to make and
-what document an answer is (`contract.Method`, one file each under `methods/`); the stages
+answer, filters, and writes kept and dropped documents. A method says which documents to make, and
+writes each by asking and answering (`contract.Method`, one file each under `methods/`); the stages
 (`stages.GenerationStage`, `FilterStage`, `WriteStage`) also fit into other Curator pipelines.
 Cost: about 20 s to start Ray and vLLM, then the engine's speed; under 6 GB on two cores.
 """
 
 from megatron_synth.synthesis.config import FilterConfig, RayConfig, SynthesisConfig
-from megatron_synth.synthesis.contract import Ask, Method, request_key
+from megatron_synth.synthesis.contract import Item, Method, Writing, request_key
 from megatron_synth.synthesis.filters import REASONS, drop_reason
 from megatron_synth.synthesis.run import COUNTS, DOCUMENTS, DROPPED, synthesize
 
@@ -17,11 +17,12 @@ __all__ = [
     "DOCUMENTS",
     "DROPPED",
     "REASONS",
-    "Ask",
     "FilterConfig",
+    "Item",
     "Method",
     "RayConfig",
     "SynthesisConfig",
+    "Writing",
     "drop_reason",
     "request_key",
     "synthesize",

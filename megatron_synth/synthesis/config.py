@@ -1,11 +1,18 @@
 """Settings of a synthesis step."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from megatron_synth.config import Config, Count
-from megatron_synth.engines import VllmConfig
+from megatron_synth.engines import EngineConfig, VllmConfig
+from megatron_synth.synthesis.methods.defaults import (
+    DEFAULTS,
+    PROMPTLESS,
+    LongInput,
+    MethodName,
+)
 
 
 class FilterConfig(Config):
@@ -37,49 +44,119 @@ class RayConfig(Config):
     """How often a generation worker that died is started anew before the step fails."""
 
 
+Audience = Literal["grade school", "college", "experts", "general public"]
+NemotronPrompt = Literal[
+    "diverse_qa", "distill", "extract_knowledge", "knowledge_list", "wikipedia"
+]
+_DEFAULTED = ("temperature", "top_p", "max_output_tokens", "max_input_tokens", "long_input")
+
+
+def _as_files(value: object) -> object:
+    """One file may stand alone."""
+    return [value] if isinstance(value, (str, Path)) else value
+
+
 class SynthesisConfig(Config):
     """What to generate, how much of it, and how."""
 
-    method: Literal["sbp"] = "sbp"
+    method: MethodName = "sbp"
     """One of METHODS 1."""
-    tokens: Count = Field(gt=0)
-    """Kept tokens to produce, counted as they are packed: with one EOS a document."""
+    tokens: Count | None = Field(default=None, gt=0)
+    """Kept tokens to produce, counted as they are packed: with one EOS a document. Not set: every
+    source document `generations` times; sbp and self_distill have no end and need it."""
+    generations: int = Field(default=1, ge=1)
+    """Different documents to make of each source document, G of METHODS 1; for latent_thoughts
+    the points at which it is split. sbp and self_distill draw instead."""
+    prompt_file: Annotated[tuple[Path, ...], BeforeValidator(_as_files)] = ()
+    """Files that replace the method's prompts; where it has several, the form of answer that a
+    file names says which."""
+    max_input_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of a source document in one prompt; less where the context is too short for
+    them. Not set: the method's own, 2,048 for most."""
+    long_input: LongInput | None = None
+    """What becomes of a longer source document. `cut`: its beginning is used. `chunk`: it is
+    asked about in equal pieces, and the answers are joined. `skip`: it is left out. Not set: the
+    method's own, `cut` for most. The counts say how many documents it happened to."""
+    audiences: tuple[Audience, ...] = Field(default=get_args(Audience), min_length=1)
+    """Whom textbooks are for; each book draws one."""
+    nemotron_prompt: NemotronPrompt = "diverse_qa"
+    """Which of NeMo Curator's own prompts nemotron_cc uses."""
     max_requests: Count | None = None
-    """Give up after so many requests; not set: one for every 10 tokens asked for, at least
-    1,000."""
+    """Give up after so many documents were asked for; not set: with `tokens`, one for every 10 of
+    them, at least 1,000; else all."""
     allow_short: bool = False
-    """At `max_requests` keep what there is, instead of failing."""
+    """When the documents end before `tokens`, keep what there is, instead of failing."""
     min_kept_share: float = Field(default=0.02, ge=0, le=1)
     """Stop early when fewer of the first documents than this pass the filters; 0 never stops."""
     min_kept_after: int = Field(default=256, ge=1)
     """Documents a shard makes before `min_kept_share` is looked at."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Decides which seeds are drawn and each request's own sampling seed."""
+    """Decides what is drawn, and each request's own sampling seed."""
     round: int = Field(default=0, ge=0)
     """Recorded with every document: which refresh of the synthetic data it belongs to."""
     licence: str | None = None
     """Licence of the product as its dataset card gives it, such as `cc-by-4.0`."""
     temperature: float = Field(default=1.0, ge=0)
-    """Sampling temperature."""
+    """Sampling temperature; not set: the method's own (docs/synthesis.md)."""
     top_p: float = Field(default=0.9, gt=0, le=1)
-    """Share of probability kept at each token."""
+    """Share of probability kept at each token; not set: the method's own."""
     max_output_tokens: int | None = Field(default=None, ge=1)
-    """Longest answer with its EOS; not set: half of the model's context, as in the paper."""
+    """Longest answer with its EOS; not set: the method's own, and half of the model's context for
+    sbp, as in the paper."""
     shards: int = Field(default=1, ge=1)
-    """Pieces of the work, each with its own log; request j belongs to shard j mod shards, and
-    each shard makes its share of `tokens`."""
+    """Pieces of the work, each with its own log; they share out the documents to be made, and
+    each makes its share of `tokens`."""
     workers: int = Field(default=1, ge=1)
     """Engines that run at the same time; no more than shards are used."""
     tries: int = Field(default=3, ge=1)
-    """How often a request that failed for a passing reason is asked in all."""
+    """How often a request is asked in all, when it fails for a passing reason, and again when its
+    answer has not the form that the prompt asks for."""
     filters: FilterConfig = FilterConfig()
     """What is dropped."""
-    engine: VllmConfig = VllmConfig()
+    engine: EngineConfig = VllmConfig()
     """The generator's engine."""
     ray: RayConfig = RayConfig()
     """Where the stages run."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """What is not set is the method's own."""
+        if not isinstance(values, dict):
+            return values
+        defaults = DEFAULTS.get(values.get("method", "sbp"))
+        if defaults is None:  # no such method; the field says so
+            return values
+        own = {name: getattr(defaults, name) for name in _DEFAULTED}
+        return {
+            **own,
+            **{name: v for name, v in values.items() if v is not None or name not in own},
+        }
+
+    @model_validator(mode="after")
+    def _refuse_what_means_nothing(self) -> Self:
+        promptless = self.method in PROMPTLESS
+        if promptless and self.tokens is None:
+            raise ValueError(f"{self.method} draws without end: set tokens")
+        fields = type(self).model_fields
+        used = {
+            "generations": not promptless,
+            "prompt_file": not promptless and self.method != "nemotron_cc",
+            "max_input_tokens": not promptless,
+            "long_input": not promptless,
+            "audiences": self.method == "textbook",
+            "nemotron_prompt": self.method == "nemotron_cc",
+        }
+        for name, applies in used.items():
+            if not applies and getattr(self, name) != fields[name].default:
+                raise ValueError(f"{self.method} has no use for {name}")
+        if self.method == "latent_thoughts" and self.long_input != "skip":
+            raise ValueError("latent_thoughts reads whole documents: long_input must be skip")
+        return self
+
     @property
-    def request_cap(self) -> int:
-        """Most requests over all shards."""
-        return self.max_requests or max(1000, self.tokens // 10)
+    def request_cap(self) -> int | None:
+        """Most documents asked for, over all shards; None for all that there are."""
+        if self.max_requests or self.tokens is None:
+            return self.max_requests
+        return max(1000, self.tokens // 10)

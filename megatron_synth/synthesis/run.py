@@ -14,18 +14,15 @@ import zstandard
 
 from megatron_synth.corpus import Document, document_writer, list_files, read_documents
 from megatron_synth.corpus.document import from_record
-from megatron_synth.engines import (
-    Engine,
-    RequestLog,
-    VllmEngine,
-    fingerprint_model,
-    read_model_folder,
-)
+from megatron_synth.engines import Engine, RequestLog
+from megatron_synth.engines import make_engine as start_engine
 from megatron_synth.runs import Progress, hash_file, hash_json, write_json
 from megatron_synth.synthesis.card import CARD, write_card
 from megatron_synth.synthesis.config import SynthesisConfig
 from megatron_synth.synthesis.contract import Method
-from megatron_synth.synthesis.methods.sbp import Sbp, banned_ids
+from megatron_synth.synthesis.generator import Generator, describe_generator
+from megatron_synth.synthesis.methods.defaults import PROMPTLESS
+from megatron_synth.synthesis.methods.making import make_method
 from megatron_synth.synthesis.places import Places
 from megatron_synth.synthesis.seeds import SeedStore, build_seeds
 from megatron_synth.synthesis.state import read_state
@@ -90,35 +87,33 @@ def synthesize(
         ConfigError: No seed fits the model's context; vLLM cannot run the model here.
         RunError: See `Shard.run`; or memory, disk, Ray.
     """
-    model = read_model_folder(model_folder)
     tokenizer = Tokenizer.load(tokenizer_folder)
-    progress.phase("encoding the seed documents")
-    banned = banned_ids(tokenizer, model.vocab_size)
-    fingerprint = fingerprint_model(model_folder, tokenizer=tokenizer.fingerprint, banned=banned)
-    generator = f"{generator_name or model_folder.name}@{fingerprint[:12]}"
-    context = min(config.engine.max_model_len or model.context, model.context)
+    generator = describe_generator(config.engine, model_folder, tokenizer, generator_name)
+    progress.phase("reading the source documents")
     work = out.absolute() / _WORK
     work.mkdir(parents=True, exist_ok=True)
     seeds = _open_seeds(documents, tokenizer, work)
-    run = _run_hash(config, seeds, generator, context)
+    run = _run_hash(config, seeds, generator)
     product = _product_hash(run, config)
     counts = _finished(out, product)
     if counts is None:
-        make_method = partial(
-            _make_method, config, seeds.folder, tokenizer_folder.absolute(), context, generator
+        make_this_method = partial(
+            make_method, config, seeds.folder, tokenizer_folder.absolute(), generator
         )
-        make_vllm = partial(_make_vllm, config, model_folder.absolute(), banned)
+        start = partial(
+            _start_engine, config, model_folder.absolute(), tokenizer_folder.absolute(), generator
+        )
         counts = _produce(
             config,
             out,
             work / product[:12],
             run,
             tokenizer,
-            make_method,
-            make_engine or make_vllm,
+            make_this_method,
+            make_engine or start,
             progress,
         )
-        counts |= {"seeds": len(seeds), "seeds_too_long": make_method().too_long}
+        counts |= {"seeds": len(seeds), **make_this_method().count_inputs()}
         write_card(out / CARD, config, counts, _read_part(out / DOCUMENTS), DOCUMENTS)
         write_json(out / COUNTS, {"product": product, **counts})
     shutil.rmtree(work, ignore_errors=True)
@@ -141,12 +136,12 @@ def _produce(
 
     parts.mkdir(exist_ok=True)
     places = Places(out.absolute(), parts)
-    make_method()  # a method that refuses the settings does so before Ray starts
+    method = make_method()  # one that refuses the settings does so before Ray starts
     open_shards = [n for n in range(config.shards) if not places.counts(n).is_file()]
     if open_shards:
         progress.phase("starting Ray and the engine")
         stage = GenerationStage(config, places, run, make_method, make_engine)
-        with _watch(progress, config, places):
+        with _watch(progress, config, places, method.total):
             run_stages(config, places, stage, open_shards)
     progress.phase("writing documents")
     return _merge(config, places, run, tokenizer, out)
@@ -164,7 +159,7 @@ def _open_seeds(
     return build_seeds(documents, tokenizer, work / "seeds")
 
 
-def _run_hash(config: SynthesisConfig, seeds: SeedStore, generator: str, context: int) -> str:
+def _run_hash(config: SynthesisConfig, seeds: SeedStore, generator: Generator) -> str:
     """Everything that an answer depends on; a request log belongs to one such hash."""
     names = ("method", "seed", "round", "temperature", "top_p", "max_output_tokens", "shards")
     return hash_json(
@@ -172,8 +167,8 @@ def _run_hash(config: SynthesisConfig, seeds: SeedStore, generator: str, context
             "config": {name: getattr(config, name) for name in names},
             "min_tokens": config.filters.min_tokens,  # decides which seeds have room
             "seeds": seeds.fingerprint,
-            "generator": generator,
-            "context": context,
+            "generator": generator.name,
+            "context": generator.context,
         }
     )
 
@@ -198,15 +193,12 @@ def _finished(out: Path, product: str) -> dict[str, Any] | None:
     return counts if counts.pop("product") == product else None
 
 
-def _make_method(
-    config: SynthesisConfig, seeds: Path, tokenizer_folder: Path, context: int, generator: str
-) -> Sbp:
-    tokenizer = Tokenizer.load(tokenizer_folder)
-    return Sbp(config, SeedStore(seeds), tokenizer, context, generator)
-
-
-def _make_vllm(config: SynthesisConfig, model_folder: Path, banned: list[int]) -> VllmEngine:
-    return VllmEngine(config.engine, model_folder, banned_ids=banned)
+def _start_engine(
+    config: SynthesisConfig, model_folder: Path, tokenizer_folder: Path, generator: Generator
+) -> Engine:
+    """Without a tokenizer where prompts and answers are token ids: the method has its own."""
+    tokenizer = None if config.method in PROMPTLESS else Tokenizer.load(tokenizer_folder)
+    return start_engine(config.engine, model_folder, tokenizer, generator.banned)
 
 
 def _merge(
@@ -249,7 +241,9 @@ def _read_part(path: Path) -> Iterator[Document]:
 
 
 @contextmanager
-def _watch(progress: Progress, config: SynthesisConfig, places: Places) -> Iterator[None]:
+def _watch(
+    progress: Progress, config: SynthesisConfig, places: Places, items: int | None
+) -> Iterator[None]:
     """Show what the workers write into their state files."""
     stop = threading.Event()
 
@@ -261,13 +255,13 @@ def _watch(progress: Progress, config: SynthesisConfig, places: Places) -> Itera
             if not states:
                 continue
             kept = sum(state.kept_tokens for state in states)
-            if not started:
-                progress.phase("generating", total=config.tokens, unit="tokens", done=kept)
-                started = True
             documents, settled = (sum(getattr(s, n) for s in states) for n in ("kept", "settled"))
-            progress.update(
-                min(kept, config.tokens), note=f"{documents} of {settled} documents kept"
-            )
+            done = settled if config.tokens is None else min(kept, config.tokens)
+            if not started:
+                unit = "documents" if config.tokens is None else "tokens"
+                progress.phase("generating", config.tokens or items, unit, done)
+                started = True
+            progress.update(done, note=f"{documents} of {settled} documents kept")
 
     thread = threading.Thread(target=loop, name="synthesis-progress", daemon=True)
     thread.start()

@@ -1,10 +1,9 @@
-"""The organic documents as token ids on disk, shared by all workers through the page cache."""
+"""The organic documents on disk, shared by all workers through the page cache."""
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,11 @@ _BATCH = 1024
 _INFO = "seeds.json"
 
 
+_PARTS = ("texts", "text_ends", "names", "name_ends", "lengths")
+
+
 class SeedStore:
-    """Token ids and names of the seed documents, memory-mapped.
+    """Texts, names and token lengths of the source documents, memory-mapped.
 
     Attributes:
         folder: Where it lies.
@@ -29,31 +31,31 @@ class SeedStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._ids = np.load(folder / "ids.npy", mmap_mode="r")
+        self._texts = np.load(folder / "texts.npy", mmap_mode="r")
         self._names = np.load(folder / "names.npy", mmap_mode="r")
-        self._id_ends = np.load(folder / "id_ends.npy")
+        self._text_ends = np.load(folder / "text_ends.npy")
         self._name_ends = np.load(folder / "name_ends.npy")
-        self.lengths: NDArray[np.int64] = np.diff(self._id_ends)
+        self.lengths: NDArray[np.int64] = np.load(folder / "lengths.npy")
         self.fingerprint = hash_json([hash_file(folder / f"{part}.npy") for part in _PARTS])
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def ids(self, row: int) -> list[int]:
-        """Token ids of a document, without BOS or EOS."""
-        ids: list[int] = self._ids[self._id_ends[row] : self._id_ends[row + 1]].tolist()
-        return ids
+    def text(self, row: int) -> str:
+        """Text of a document."""
+        return _decode(self._texts, self._text_ends, row)
 
     def name(self, row: int) -> str:
         """Id of a document."""
-        return bytes(self._names[self._name_ends[row] : self._name_ends[row + 1]]).decode("utf-8")
+        return _decode(self._names, self._name_ends, row)
 
 
-_PARTS = ("ids", "id_ends", "names", "name_ends")
+def _decode(data: NDArray[np.uint8], ends: NDArray[np.int64], row: int) -> str:
+    return bytes(data[ends[row] : ends[row + 1]]).decode("utf-8")
 
 
 def build_seeds(documents: Iterable[Document], tokenizer: Tokenizer, folder: Path) -> SeedStore:
-    """Encode `documents` into `folder`, which appears when all is written.
+    """Put `documents` into `folder`, which appears when all is written.
 
     A store that stands there already is opened as it is: the caller names the folder by what it
     is made from. Documents without text are left out.
@@ -78,27 +80,23 @@ def build_seeds(documents: Iterable[Document], tokenizer: Tokenizer, folder: Pat
 
 
 def _write(documents: Iterable[Document], tokenizer: Tokenizer, folder: Path) -> int:
-    id_ends, name_ends = [0], [0]
-    with (folder / "ids.raw").open("wb") as ids, (folder / "names.raw").open("wb") as names:
+    text_ends, name_ends = [0], [0]
+    lengths: list[int] = []
+    with (folder / "texts.raw").open("wb") as texts, (folder / "names.raw").open("wb") as names:
         for batch in _batches(d for d in documents if d.text):
-            for document, encoded in zip(
-                batch, tokenizer.encode_batch([d.text for d in batch]), strict=True
-            ):
-                id_ends.append(id_ends[-1] + len(encoded))
-                name_ends.append(name_ends[-1] + _put(names, document.id.encode("utf-8")))
-                ids.write(np.asarray(encoded, dtype=np.int32).tobytes())
-    for part, kind in (("ids", np.int32), ("names", np.uint8)):
+            lengths += map(len, tokenizer.encode_batch([d.text for d in batch]))
+            for document in batch:
+                text_ends.append(text_ends[-1] + texts.write(document.text.encode("utf-8")))
+                name_ends.append(name_ends[-1] + names.write(document.id.encode("utf-8")))
+    for part in ("texts", "names"):
         raw = folder / f"{part}.raw"
-        array = np.memmap(raw, dtype=kind, mode="r") if raw.stat().st_size else np.empty(0, kind)
+        empty = not raw.stat().st_size
+        array = np.empty(0, np.uint8) if empty else np.memmap(raw, dtype=np.uint8, mode="r")
         np.save(folder / f"{part}.npy", array)
         raw.unlink()
-    np.save(folder / "id_ends.npy", np.asarray(id_ends, dtype=np.int64))
-    np.save(folder / "name_ends.npy", np.asarray(name_ends, dtype=np.int64))
-    return len(id_ends) - 1
-
-
-def _put(handle: IO[bytes], data: bytes) -> int:
-    return handle.write(data)
+    for name, values in (("text_ends", text_ends), ("name_ends", name_ends), ("lengths", lengths)):
+        np.save(folder / f"{name}.npy", np.asarray(values, dtype=np.int64))
+    return len(lengths)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[Sequence[Document]]:

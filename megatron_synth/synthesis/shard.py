@@ -1,37 +1,39 @@
 """One shard of a synthesis step: ask, commit, stop when enough is kept.
 
-Which requests make up the shard's product is a function of its log alone: requests are taken in
-the order of their index, up to the first at which the kept tokens reach the target. What the
-engine answered beyond that (its batch was still full) stays in the log, unused and counted.
+What the shard's product is, is a function of its log alone: items are taken in the order of their
+index, up to the first at which the kept tokens reach the target, or all of them without a target.
+What the engine answered beyond that (its batch was still full) stays in the log, unused and
+counted.
 """
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_synth.config import RunError
 from megatron_synth.corpus import Document
-from megatron_synth.engines import Completion, Engine, RequestLog
+from megatron_synth.engines import Completion, Engine, Request, RequestLog
 from megatron_synth.runs import get_logger
 from megatron_synth.synthesis.config import SynthesisConfig
-from megatron_synth.synthesis.contract import Ask, Method
+from megatron_synth.synthesis.contract import Item, Method
 from megatron_synth.synthesis.filters import drop_reason, packed_tokens
 from megatron_synth.synthesis.state import ShardState, read_state, write_state
+from megatron_synth.synthesis.writing import Running, replay
 
 _LOG = get_logger(__name__)
 
 _REPORT_SECONDS = 0.5
-_TRUST_MEAN_AFTER = 32  # settled requests before their mean length is used to plan the tail
+_TRUST_MEAN_AFTER = 32  # settled items before their mean length is used to plan the tail
 _FAILURES_BEFORE_STOP = 32  # without an answer between them
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished request and what the filters say about its document."""
+    """A written document and what the filters say about it."""
 
-    ask: Ask
+    item: Item
     document: Document
     source_text: str
     reason: str | None
@@ -43,7 +45,7 @@ class Shard:
     Args:
         config: The step's settings.
         number: This shard, 0 to `config.shards` - 1.
-        method: Makes requests and documents.
+        method: Names the items and writes their documents.
         log: The shard's own.
         state_path: Where progress goes; None writes none.
     """
@@ -66,13 +68,17 @@ class Shard:
             seconds=earlier.seconds, new_output_tokens=earlier.new_output_tokens
         )
         self._clock = 0.0
-        self._target = share_of(config.tokens, number, config.shards)
-        self._cap = share_of(config.request_cap, number, config.shards)
-        self._place = 0  # requests of the sequence that were taken up
+        self._target = _share(config.tokens, number, config.shards)
+        self._cap = _share(config.request_cap, number, config.shards)
+        self._items = method.items(number, config.shards)
+        self._exhausted = False
+        self._place = 0  # items of the sequence that were taken up
+        self._running = 0  # of them without a document
         self._kept_at: dict[int, int] = {}  # place -> kept tokens, for places past the prefix
-        self._prefix = 0  # requests of the unbroken beginning that are settled
+        self._prefix = 0  # items of the unbroken beginning that are settled
         self._prefix_tokens = 0
-        self._in_flight: dict[str, tuple[int, Ask]] = {}  # asked and not committed
+        self._ready: deque[tuple[Running, Request]] = deque()  # to be asked, before new items
+        self._asked: dict[str, tuple[Running, Request]] = {}  # asked and not committed
         self._tries: Counter[str] = Counter()
         self._held: list[Completion] = []  # failures since the last answer
         self._answers = 0
@@ -81,14 +87,13 @@ class Shard:
         """Ask until the target is reached; the engine is started when the first request is due.
 
         Raises:
-            RunError: The engine only fails, the filters drop nearly everything, or the cap on
-                requests is reached before the target (and `allow_short` is off).
+            RunError: The engine only fails, the filters drop nearly everything, or the items end
+                before the target (and `allow_short` is off).
         """
         reported = self._clock = time.monotonic()
-        asks = self._method.asks(self._number, self._config.shards)
         engine: Engine | None = None
         while not self._done():
-            engine = self._fill(asks, engine, start_engine)
+            engine = self._fill(engine, start_engine)
             if engine is not None and self._unfinished:
                 for completion in engine.step():
                     self._take(completion, engine)
@@ -98,7 +103,7 @@ class Shard:
             elif self._held:
                 self._accept_failures()
             elif not self._done():
-                self._end_of_requests()
+                self._end_of_items()
                 break
             if time.monotonic() - reported >= _REPORT_SECONDS:
                 reported = time.monotonic()
@@ -110,60 +115,72 @@ class Shard:
         return self.state
 
     def product(self) -> Iterator[Outcome]:
-        """The requests that make up the shard's product, in order, with their documents."""
+        """The documents that make up the shard's product, in order."""
         kept_tokens = 0
-        for place, ask in enumerate(self._method.asks(self._number, self._config.shards)):
-            if kept_tokens >= self._target or place >= self._cap:
+        items = self._method.items(self._number, self._config.shards)
+        for place, (item, document) in enumerate(replay(self._method, items, self._log)):
+            if self._target is not None and kept_tokens >= self._target:
                 return
-            if ask.request.key not in self._log:
+            if self._cap is not None and place >= self._cap:
                 return
-            outcome = self._judge(ask, self._log.read(ask.request.key))
+            outcome = self._judge(item, document)
             if outcome.reason is None:
                 kept_tokens += packed_tokens(outcome.document)
             yield outcome
 
     def _done(self) -> bool:
-        return self._prefix_tokens >= self._target
+        return self._target is not None and self._prefix_tokens >= self._target
 
     @property
     def _unfinished(self) -> int:
         """Requests that the engine is working on."""
-        return len(self._in_flight) - self._log.waiting - len(self._held)
+        return len(self._asked) - self._log.waiting - len(self._held)
 
-    def _fill(
-        self, asks: Iterator[Ask], engine: Engine | None, start_engine: Callable[[], Engine]
-    ) -> Engine | None:
+    def _fill(self, engine: Engine | None, start_engine: Callable[[], Engine]) -> Engine | None:
         """Keep the engine full; what the log answers already needs no engine."""
-        while self._place < self._cap and not self._done() and self._has_room(engine):
-            ask, place = next(asks), self._place
-            self._place += 1
-            key = ask.request.key
-            if key in self._log:
-                self._settle(place, ask, self._log.read(key))
+        while not self._done():
+            if self._ready:
+                if engine is None:
+                    engine = start_engine()
+                    self._clock = time.monotonic()
+                if len(self._asked) - len(self._held) >= engine.concurrency:
+                    break
+                self._ask(*self._ready.popleft(), engine)
                 continue
-            if engine is None:
-                engine = start_engine()
-                self._clock = time.monotonic()
-            self._in_flight[key] = (place, ask)
-            self._log.ask(key)
-            engine.submit(ask.request)
+            if not self._item_is_due(engine):
+                break
+            item = next(self._items, None)
+            if item is None:
+                self._exhausted = True
+                break
+            running = Running(self._place, item, self._method.write(item))
+            self._place += 1
+            self._running += 1
+            self._take_up(running, running.start(self._log))
         return engine
 
-    def _has_room(self, engine: Engine | None) -> bool:
-        """Whether another request is due.
+    def _item_is_due(self, engine: Engine | None) -> bool:
+        """Whether another item may be begun.
 
         What is asked and not committed stays within the engine's concurrency: that bounds what a
-        kill makes us ask again. Near the end no more is asked than the mean so far says.
+        kill makes us ask again. Near the end no more is begun than the mean so far says.
         """
-        outstanding = len(self._in_flight) - len(self._held)
+        if self._exhausted or (self._cap is not None and self._place >= self._cap):
+            return False
+        outstanding = len(self._asked) - len(self._held)
         if engine is None or not outstanding:
             return True
         if outstanding >= engine.concurrency:
             return False
-        if self.state.settled < _TRUST_MEAN_AFTER:
+        if self._target is None or self.state.settled < _TRUST_MEAN_AFTER:
             return True
-        expected = outstanding * self.state.kept_tokens / self.state.settled
+        expected = self._running * self.state.kept_tokens / self.state.settled
         return self.state.kept_tokens + expected < self._target
+
+    def _ask(self, running: Running, request: Request, engine: Engine) -> None:
+        self._asked[request.key] = (running, request)
+        self._log.ask(request.key)
+        engine.submit(request)
 
     def _take(self, completion: Completion, engine: Engine) -> None:
         """Write an answer to the log; ask again after a passing failure.
@@ -179,7 +196,7 @@ class Shard:
             return
         self._tries[key] += 1
         if completion.transient and self._tries[key] < self._config.tries:
-            engine.submit(self._in_flight[key][1].request)
+            engine.submit(self._asked[key][1])
             return
         self._held.append(completion)
         if len(self._held) >= _FAILURES_BEFORE_STOP:
@@ -209,12 +226,18 @@ class Shard:
 
     def _count_in(self, committed: list[Completion]) -> None:
         for completion in committed:
-            place, ask = self._in_flight.pop(completion.key)
+            running, _ = self._asked.pop(completion.key)
             self.state.new_output_tokens += completion.output_tokens
-            self._settle(place, ask, completion)
+            self._take_up(running, running.answer(completion, self._log))
 
-    def _settle(self, place: int, ask: Ask, completion: Completion) -> None:
-        outcome = self._judge(ask, completion)
+    def _take_up(self, running: Running, requests: list[Request]) -> None:
+        """Line up what an item asks next, or settle it when its document is written."""
+        self._ready.extend((running, request) for request in requests)
+        if running.document is not None:
+            self._running -= 1
+            self._settle(running.place, self._judge(running.item, running.document))
+
+    def _settle(self, place: int, outcome: Outcome) -> None:
         tokens = packed_tokens(outcome.document) if outcome.reason is None else 0
         self.state.settled += 1
         if outcome.reason is None:
@@ -229,11 +252,10 @@ class Shard:
             self._prefix += 1
         self._stop_if_all_dropped()
 
-    def _judge(self, ask: Ask, completion: Completion) -> Outcome:
-        document = self._method.document(ask, completion)
-        source_text = self._method.source_text(ask)
+    def _judge(self, item: Item, document: Document) -> Outcome:
+        source_text = self._method.source_text(item)
         reason = drop_reason(self._config.filters, document, source_text)
-        return Outcome(ask, document, source_text, reason)
+        return Outcome(item, document, source_text, reason)
 
     def _stop_if_all_dropped(self) -> None:
         state = self.state
@@ -248,18 +270,26 @@ class Shard:
                 "request log, loosen synthesis.filters, or set min_kept_share=0 to go on anyway.",
             )
 
-    def _end_of_requests(self) -> None:
+    def _end_of_items(self) -> None:
         state = self.state
+        if self._target is None and self._exhausted:
+            return
+        ended = (
+            "all that the source documents and synthesis.generations give,"
+            if self._exhausted
+            else "the most that max_requests allows,"
+        )
+        wanted = "" if self._target is None else f" of {self._target}"
         message = (
-            f"{state.settled} requests, the most that max_requests allows, gave "
-            f"{state.kept_tokens} of {self._target} tokens; dropped: {_describe(state)}"
+            f"{state.settled} requests, {ended} gave {state.kept_tokens}{wanted} tokens; "
+            f"dropped: {_describe(state)}"
         )
         if not self._config.allow_short or not state.kept:
             raise RunError(
                 message,
                 where=f"shard {self._number}",
-                fix="Raise synthesis.max_requests, ask for fewer synthesis.tokens, or set "
-                "synthesis.allow_short=true.",
+                fix="Raise synthesis.max_requests or synthesis.generations, ask for fewer "
+                "synthesis.tokens, or set synthesis.allow_short=true.",
             )
         _LOG.warning("shard %d: %s", self._number, message)
 
@@ -274,6 +304,10 @@ class Shard:
 def share_of(total: int, shard: int, shards: int) -> int:
     """The part of `total` that falls to a shard; the parts add up to `total`."""
     return total // shards + (shard < total % shards)
+
+
+def _share(total: int | None, shard: int, shards: int) -> int | None:
+    return None if total is None else share_of(total, shard, shards)
 
 
 def _describe(state: ShardState) -> str:

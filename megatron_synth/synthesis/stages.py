@@ -20,7 +20,7 @@ from nemo_curator.tasks import DocumentBatch, FileGroupTask, Task
 from megatron_synth.config import ConfigError, MegatronSynthError
 from megatron_synth.corpus import Document, document_writer
 from megatron_synth.corpus.document import to_row
-from megatron_synth.engines import Engine, RequestLog
+from megatron_synth.engines import Engine, RequestLog, gpus_of
 from megatron_synth.runs import write_json
 from megatron_synth.synthesis.config import FilterConfig, SynthesisConfig
 from megatron_synth.synthesis.contract import Method
@@ -212,7 +212,7 @@ class WriteStage(ProcessingStage[DocumentBatch, FileGroupTask]):
                 document = _document(row)
                 reason = row["drop_reason"]
                 tokens = document.token_counts or {}
-                counts["requests"] += 1
+                counts["requests"] += document.metadata.get("requests", 1)
                 counts["prompt_tokens"] += tokens.get("prompt", 0)
                 counts["output_tokens"] += tokens.get("output", 0)
                 if reason is None:
@@ -250,8 +250,8 @@ def _gpus_of_an_engine(config: SynthesisConfig) -> float:
     import torch
 
     there = torch.cuda.device_count()
-    each = config.engine.tensor_parallel
-    if not there:
+    each = gpus_of(config.engine)
+    if not there or not each:
         return 0.0
     if each * min(config.workers, config.shards) > there:
         raise ConfigError(

@@ -10,7 +10,7 @@ class ShardState:
     """What a shard has done; written to a small file as it goes, for whoever shows progress.
 
     Attributes:
-        settled: Requests with a committed answer.
+        settled: Items whose document is written, kept or not.
         kept: Documents that passed the filters,
         kept_tokens: and their tokens as packed.
         dropped: The others, by reason.

@@ -1,4 +1,4 @@
-"""The seed store gives back every document's ids and name."""
+"""The seed store gives back every document's text, name and length."""
 
 import pytest
 
@@ -7,20 +7,19 @@ from megatron_synth.corpus import Document
 from megatron_synth.synthesis.seeds import SeedStore, build_seeds
 
 
-def test_ids_and_names_come_back(documents, tokenizer, seeds):
+def test_texts_names_and_lengths_come_back(documents, tokenizer, seeds):
     assert len(seeds) == len(documents)
     for row, document in enumerate(documents):
         assert seeds.name(row) == document.id
-        assert seeds.ids(row) == tokenizer.encode(document.text)
-        assert seeds.lengths[row] == len(seeds.ids(row))
+        assert seeds.text(row) == document.text
+        assert seeds.lengths[row] == len(tokenizer.encode(document.text))
 
 
 def test_names_and_texts_beyond_ascii_and_the_spelling_of_control_tokens(tokenizer, tmp_path):
     text = "<|endoftext|> naïve 日本 <|separator|>"
     store = build_seeds([Document("ключ", text)], tokenizer, tmp_path / "seeds")
     assert store.name(0) == "ключ"
-    assert tokenizer.decode(store.ids(0)) == text
-    assert not tokenizer.special_ids.intersection(store.ids(0))
+    assert store.text(0) == text
 
 
 def test_a_finished_store_is_opened_and_an_unfinished_one_made_anew(documents, tokenizer, tmp_path):
@@ -29,7 +28,7 @@ def test_a_finished_store_is_opened_and_an_unfinished_one_made_anew(documents, t
     again = build_seeds(iter(()), tokenizer, folder)
     assert again.fingerprint == first.fingerprint
     (folder / "seeds.json").unlink()
-    (folder / "ids.npy").write_bytes(b"half")
+    (folder / "texts.npy").write_bytes(b"half")
     (tmp_path / "seeds.tmp").mkdir()
     assert build_seeds(documents, tokenizer, folder).fingerprint == first.fingerprint
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from megatron_synth.config import ConfigError
 from megatron_synth.corpus import Document
-from megatron_synth.engines import Completion, Request, Sampling
+from megatron_synth.engines import Request, Sampling
 from megatron_synth.synthesis.config import SynthesisConfig
-from megatron_synth.synthesis.contract import Ask, request_key
+from megatron_synth.synthesis.contract import Item, Writing, request_key
 from megatron_synth.synthesis.draws import draws
 from megatron_synth.synthesis.seeds import SeedStore
 from megatron_synth.tokens import Tokenizer
@@ -28,14 +28,12 @@ class Sbp:
         context: The generator's, in tokens: d1, separator, d2 and EOS fit into it.
         generator: Name and fingerprint of the generator, `name@hash`.
 
-    Attributes:
-        too_long: Seeds that leave no room for a d2 of `filters.min_tokens`; they are not drawn.
-
     Raises:
         ConfigError: No seed is short enough for the context.
     """
 
     name = "sbp"
+    total: int | None = None
 
     def __init__(
         self,
@@ -53,7 +51,6 @@ class Sbp:
         self._limit = config.max_output_tokens or context // 2
         longest = context - 1 - (max(1, config.filters.min_tokens) + 1)
         self._rows = np.flatnonzero(seeds.lengths <= longest)
-        self.too_long = len(seeds) - len(self._rows)
         if not len(self._rows):
             raise ConfigError(
                 f"no seed document fits: the generator's context is {context} tokens, the shortest "
@@ -62,25 +59,28 @@ class Sbp:
                 fix="Use a generator with a longer context, or cut the documents.",
             )
 
-    def asks(self, shard: int, shards: int) -> Iterator[Ask]:
-        """See `contract.Method.asks`."""
+    def items(self, shard: int, shards: int) -> Iterator[Item]:
+        """See `contract.Method.items`; without end."""
         for index, choice, generation, seed in draws(self._config.seed, len(self._rows)):
             if index % shards == shard:
-                yield self._ask(index, int(self._rows[choice]), generation, seed)
+                row = int(self._rows[choice])
+                yield Item(index, row, self._seeds.name(row), generation, seed)
 
-    def document(self, ask: Ask, completion: Completion) -> Document:
-        """See `contract.Method.document`."""
-        text = self._tokenizer.decode(completion.token_ids)
-        sampling = ask.request.sampling
+    def write(self, item: Item) -> Writing:
+        """See `contract.Method.write`: one request, one document."""
+        request = self._request(item)
+        [completion] = yield [request]
+        text = completion.text or self._tokenizer.decode(completion.token_ids)
+        sampling = request.sampling
         return Document(
-            id=f"{ask.source_id}/sbp-{self._config.round}-{ask.generation}",
+            id=f"{item.source_id}/sbp-{self._config.round}-{item.generation}",
             text=text,
-            source_id=ask.source_id,
+            source_id=item.source_id,
             method=self.name,
-            generation=ask.generation,
+            generation=item.generation,
             round=self._config.round,
             generator=self._generator,
-            prompt=ask.prompt,
+            prompt=None,
             seed=sampling.seed,
             sampling={
                 "temperature": sampling.temperature,
@@ -93,32 +93,37 @@ class Sbp:
                 "output": completion.output_tokens,
                 "text": len(self._tokenizer.encode(text)),
             },
-            metadata={"request": ask.index},
+            metadata={"request": item.index},
         )
 
-    def source_text(self, ask: Ask) -> str:
+    def source_text(self, item: Item) -> str:
         """See `contract.Method.source_text`."""
-        return self._tokenizer.decode(self._seeds.ids(ask.source_row))
+        assert item.source_row is not None
+        return self._seeds.text(item.source_row)
 
-    def _ask(self, index: int, row: int, generation: int, seed: int) -> Ask:
-        prompt = [*self._seeds.ids(row), self._tokenizer.separator_id]
-        source = self._seeds.name(row)
+    def count_inputs(self) -> dict[str, int]:
+        """Seeds that leave no room for a d2 of `filters.min_tokens`; they are not drawn."""
+        return {"seeds_too_long": len(self._seeds) - len(self._rows)}
+
+    def _request(self, item: Item) -> Request:
+        ids = self._tokenizer.encode(self.source_text(item))
+        prompt = [*ids, self._tokenizer.separator_id]
         sampling = Sampling(
             temperature=self._config.temperature,
             top_p=self._config.top_p,
             max_tokens=min(self._limit, self._context - len(prompt)),
-            seed=seed,
+            seed=item.seed,
             stop_ids=(self._tokenizer.eos_id,),
         )
         key = request_key(
-            document=source,
+            document=item.source_id,
             method=self.name,
-            generation=generation,
+            generation=item.generation,
             prompt=prompt,
             sampling=sampling,
             generator=self._generator,
         )
-        return Ask(index, row, source, generation, None, Request(key, prompt, sampling))
+        return Request(key, prompt, sampling)
 
 
 def banned_ids(tokenizer: Tokenizer, vocab_size: int) -> list[int]:
