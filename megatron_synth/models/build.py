@@ -12,6 +12,7 @@ from megatron_synth.models.chunks import ModelChunks
 from megatron_synth.models.config import ModelConfig
 from megatron_synth.models.initial_weights import initialise
 from megatron_synth.models.layout import check_layout
+from megatron_synth.models.losses import compiled_token_losses
 from megatron_synth.models.specs import block_spec
 from megatron_synth.runtime import ParallelConfig, device
 from megatron_synth.runtime.layout import virtual_stages
@@ -30,6 +31,10 @@ class CausalModel(GPTModel):
         self, labels: torch.Tensor, logits: torch.Tensor
     ) -> torch.Tensor:
         """Token losses [B, S] of `labels` [B, S] under `logits` [S, B, V / tensor_parallel]."""
+        if logits.is_cuda and self.config.tensor_model_parallel_size == 1:
+            ordered = labels.transpose(0, 1).contiguous()
+            losses = compiled_token_losses(logits, ordered, self.unpadded_vocab_size)
+            return losses.transpose(0, 1).contiguous()
         start = parallel_state.get_tensor_model_parallel_rank() * logits.shape[-1]
         real = max(0, self.unpadded_vocab_size - start)
         if real < logits.shape[-1]:
@@ -121,6 +126,7 @@ def transformer_config(
         output_layer_init_method=_leave_as_is,
         embedding_init_method=_leave_as_is,
         use_cpu_initialization=not on_gpu,
+        cross_entropy_loss_fusion=on_gpu,
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
         bias_activation_fusion=on_gpu,

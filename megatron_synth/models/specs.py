@@ -20,6 +20,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 
 from megatron_synth.models.attention import SdpaCoreAttention
 from megatron_synth.models.config import ModelConfig
+from megatron_synth.models.experts import GroupedExperts
 from megatron_synth.models.norms import ProjectionRMSNorm, RMSNorm, normed_output
 
 
@@ -28,12 +29,22 @@ def uses_transformer_engine() -> bool:
     return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
 
 
+def groups_experts(transformer: TransformerConfig) -> bool:
+    """Whether experts run as grouped products of torch's: bfloat16 on a GPU."""
+    return (
+        bool(transformer.num_moe_experts)
+        and transformer.bf16
+        and torch.cuda.is_available()
+        and not uses_transformer_engine()
+    )
+
+
 def parts_in_use() -> str:
     """Which fused parts this machine has, in a line for the log."""
     from megatron.core import optimizer
 
-    layers = "Megatron-Core's local layers, attention on scaled_dot_product_attention, experts one "
-    layers += "after another"
+    layers = "Megatron-Core's local layers, attention on scaled_dot_product_attention, experts "
+    layers += "by torch's grouped_mm" if torch.cuda.is_available() else "one after another"
     if uses_transformer_engine():
         version = importlib.metadata.version("transformer_engine")
         layers = f"layers of Transformer Engine {version}, experts by grouped GEMM"
@@ -70,6 +81,8 @@ def block_spec(
         normalization="RMSNorm",
     )
     parts = layer.submodules
+    if groups_experts(transformer):
+        parts.mlp.submodules.experts.module = GroupedExperts
     parts.input_layernorm = RMSNorm
     parts.pre_mlp_layernorm = RMSNorm
     attention = parts.self_attention.submodules

@@ -102,9 +102,37 @@ def make_optimizer(model: Any, settings: OptimizerSettings, peak: float) -> Mega
 
     key = ParamKey(with_name_predicate=ParamWithNamePredicate("no_decay", is_free_of_decay))
     overrides: Mapping[Any, Any] = {key: {"wd_mult": 0.0}}
-    return get_megatron_optimizer(
+    optimizer = get_megatron_optimizer(
         config, chunks_of(model), config_overrides=dict(overrides), use_gloo_process_groups=False
     )
+    for part in parts_of(optimizer):
+        use_fused_step(part.optimizer)
+    return optimizer
+
+
+def parts_of(optimizer: MegatronOptimizer) -> list[Any]:
+    """The optimizers that a chain is made of; one that is no chain, alone."""
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def use_fused_step(optimizer: torch.optim.Optimizer | None, device_type: str = "cuda") -> None:
+    """Let torch's AdamW update all of its parameters on a GPU in one kernel a group.
+
+    Without Transformer Engine and Apex, whose Adam is fused, Megatron-Core takes torch's as it
+    comes: a dozen passes over the state. To be called again after a state was loaded, since a
+    checkpoint brings the setting of the run that wrote it.
+    """
+    if not isinstance(optimizer, torch.optim.AdamW):
+        return
+    for group in optimizer.param_groups:
+        if any(parameter.device.type != device_type for parameter in group["params"]):
+            continue
+        group["fused"], group["foreach"] = True, False
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            if "step" in state:  # the kernel reads it on the GPU
+                step = torch.as_tensor(state["step"], dtype=torch.float32)
+                state["step"] = step.to(parameter.device)
 
 
 def set_step(

@@ -9,6 +9,8 @@ from megatron.core import dist_checkpointing
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
+from megatron_synth.training.optimizer import parts_of, use_fused_step
+
 _PREFIX = "chained_"
 _STEP = "common_step"
 
@@ -20,7 +22,7 @@ def optimizer_state(optimizer: MegatronOptimizer, weights: Any) -> Any:
 
 def state_to_fill(optimizer: MegatronOptimizer, weights: Any, checkpoint: Path) -> Any:
     """What `dist_checkpointing.load` is to fill from `checkpoint`."""
-    for part in _parts(optimizer):
+    for part in parts_of(optimizer):
         if isinstance(part, DistributedOptimizer):
             _allocate(part)
     # Checkpoints of runs with expert parallelism once had other names for these tensors.
@@ -36,7 +38,7 @@ def set_optimizer_state(optimizer: MegatronOptimizer, loaded: dict[Any, Any]) ->
     checkpoint has the other form its tensors are in place already; the step is the same for all
     of them, and all else in the parameter groups is settings, the run's own.
     """
-    parts = _parts(optimizer)
+    parts = parts_of(optimizer)
     numbered = sorted(key for key in loaded if isinstance(key, int))
     if "state" in loaded and numbered:
         step = loaded["state"].get(_STEP, loaded.get(0, {}).get("state", {}).get(_STEP))
@@ -47,6 +49,7 @@ def set_optimizer_state(optimizer: MegatronOptimizer, loaded: dict[Any, Any]) ->
     for part in parts:
         if isinstance(part, DistributedOptimizer):
             _own_steps(part)
+        use_fused_step(part.optimizer)
 
 
 def _metadata(prefix: bool = False) -> dict[str, Any]:
@@ -54,10 +57,6 @@ def _metadata(prefix: bool = False) -> dict[str, Any]:
         "distrib_optim_sharding_type": "fully_reshardable",
         "chained_optim_avoid_prefix": not prefix,
     }
-
-
-def _parts(optimizer: Any) -> list[Any]:
-    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
 def _fit(part: Any, state: dict[Any, Any], step: Any) -> dict[str, Any]:

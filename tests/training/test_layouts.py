@@ -1,8 +1,8 @@
 """The same run on one rank and split over two: the same losses.
 
-Each run is its own torchrun. Float32: the order of summation leaves differences near 1e-7, and Adam,
-which divides a gradient by its own size, makes more of them where a gradient is near zero: how much
-depends on the processor. What a missing reduction does is shown in float64, to 1e-9
+Each run is its own torchrun. Float32: the order of summation leaves differences near 1e-7, and
+Adam, which divides a gradient by its own size, makes more of them where a gradient is near zero:
+how much depends on the processor. What a missing reduction does is shown in float64, to 1e-9
 (test_layouts_float64.py).
 """
 
