@@ -12,6 +12,7 @@ import queue
 import random
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import httpx
@@ -26,6 +27,7 @@ _HOPELESS = {
     403: ("refused the key", "The key has no right to this model."),
     404: ("knows no such model or path", "Check url (most end in /v1) and model."),
 }
+_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 _MESSAGE = 300  # characters of a server's answer that are shown
 _END_SECONDS = 10.0
 
@@ -61,15 +63,24 @@ class EndpointEngine:
 
     Args:
         config: See `EndpointConfig`.
+        key: Instead of the one that `api_key_env` names.
+        extra_body: Sent with every request, for what only some servers know.
 
     Raises:
         ConfigError: The environment variable for the key is not set.
     """
 
-    def __init__(self, config: EndpointConfig) -> None:
+    def __init__(
+        self,
+        config: EndpointConfig,
+        *,
+        key: str | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> None:
         self.concurrency = config.concurrency
         self._config = config
-        self._key = _read_key(config.api_key_env)
+        self._key = key or _read_key(config.api_key_env)
+        self._extra_body = dict(extra_body or {})
         self._finished: queue.SimpleQueue[Completion | Exception] = queue.SimpleQueue()
         self._failures: Counter[str] = Counter()
         self._asked_to_wait: dict[str, float] = {}
@@ -80,6 +91,7 @@ class EndpointEngine:
             headers=headers,
             timeout=httpx.Timeout(config.timeout_seconds, connect=30.0),
             limits=httpx.Limits(max_connections=config.concurrency),
+            trust_env=httpx.URL(config.url).host not in _LOCAL,  # no proxy leads back to here
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
@@ -172,7 +184,7 @@ class EndpointEngine:
         url = f"{self._config.url.rstrip('/')}/{path}"
         try:
             response = await self._client.post(url, json=body)
-        except httpx.TransportError as error:  # refused, cut, silent for too long
+        except httpx.RequestError as error:  # refused, cut, silent for too long, not decodable
             return self._passing(request.key, f"{type(error).__name__}: {error}")
         status = response.status_code
         if status != httpx.codes.OK:
@@ -185,7 +197,7 @@ class EndpointEngine:
             return Completion.failed(request.key, text, transient=False)
         try:
             return _read_answer(request.key, response.json())
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return self._passing(
                 request.key, f"not an OpenAI answer: {self._shown(response.text)!r}"
             )
@@ -197,6 +209,7 @@ class EndpointEngine:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
+            **self._extra_body,
         }
         if sampling.seed is not None:
             body["seed"] = sampling.seed
@@ -249,6 +262,7 @@ def _read_answer(key: str, answer: dict[str, Any]) -> Completion:
     return Completion(
         key=key,
         text=text,
+        token_ids=tuple(int(i) for i in choice.get("token_ids") or ()),  # vLLM's, where asked for
         finish_reason=reason,
         prompt_tokens=int(usage.get("prompt_tokens", 0)),
         output_tokens=int(usage.get("completion_tokens", 0)),

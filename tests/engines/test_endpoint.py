@@ -32,7 +32,8 @@ def answer(body, text=None, reason="stop"):
 class Server(ThreadingHTTPServer):
     """Follows `script(body, nth time that it is asked this)`: a status and a body to send.
 
-    A script may answer "cut" (the connection is reset) or "hang" (until the test is over).
+    A script may answer "cut" (the connection is reset), "half" (it is reset within the answer),
+    "hang" (silent until the test is over) or "drip" (silent within the answer).
     """
 
     daemon_threads = True
@@ -78,6 +79,16 @@ class Handler(BaseHTTPRequestHandler):
                 return
             if said == "hang":
                 server.over.wait(30)
+                self.close_connection = True
+                return
+            if said in ("half", "drip"):
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                self.wfile.write(b'{"choices": [')
+                self.wfile.flush()
+                if said == "drip":
+                    server.over.wait(30)
                 self.close_connection = True
                 return
             status, content, *headers = said
@@ -190,13 +201,19 @@ def test_an_answer_cut_at_its_length_says_so():
         (500, b"oops"),
         (503, b""),
         "cut",
+        "half",
         (200, b"<html>a proxy's page</html>"),
+        (200, b"\xff\xfe{}"),
+        (200, b"not gzip at all", ("Content-Encoding", "gzip")),
+        (200, b"[" * 100_000),
         (200, {"choices": []}),
         (200, [1, 2]),
         (200, {"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}),
         (200, {"choices": [{"text": "half", "finish_reason": None}]}),
+        (200, {"choices": [{"text": "a", "finish_reason": "stop"}], "usage": ["odd"]}),
+        (200, {"choices": [{"text": "a", "finish_reason": "stop", "token_ids": ["odd"]}]}),
     ],
-    ids=str,
+    ids=lambda said: str(said)[:60],
 )
 def test_a_passing_failure_comes_back_as_such_and_the_next_try_succeeds(said):
     def script(body, time_):
@@ -210,14 +227,24 @@ def test_a_passing_failure_comes_back_as_such_and_the_next_try_succeeds(said):
         assert only(complete(engine, [request(1)])).text == "re: say 1"
 
 
-def test_a_server_that_hangs_is_left_after_the_timeout():
+@pytest.mark.parametrize("said", ["hang", "drip"])
+def test_a_server_that_hangs_is_left_after_the_timeout(said):
     with (
-        serving(lambda body, _: "hang") as server,
+        serving(lambda body, _: said) as server,
         asking(server, timeout_seconds=0.2) as engine,
     ):
         failed = only(complete(engine, [request(1)]))
     assert failed.transient
     assert "Timeout" in failed.error
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_a_server_of_this_machine(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(lambda body, _: (200, answer(body))) as server, asking(server) as engine:
+        assert only(complete(engine, [request(1)])).text == "re: say 1"
 
 
 def test_no_server_is_a_passing_failure():
@@ -334,7 +361,8 @@ def test_cancelled_requests_leave_nothing_behind():
 
 def test_a_bad_hour_loses_nothing_and_answers_nothing_twice(tmp_path):
     """Every way to fail, in turn, on 120 requests; each is asked until it is answered."""
-    ways = [(429, b"", ("Retry-After", "0.01")), (500, b""), "cut", (200, b"garbage"), "hang"]
+    garbage = (200, b"garbage")
+    ways = [(429, b"", ("Retry-After", "0.01")), (500, b""), "cut", garbage, "hang", "half", "drip"]
 
     def script(body, time_):
         number = int(body["messages"][0]["content"].split()[1])
