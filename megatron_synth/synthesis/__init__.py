@@ -10,6 +10,8 @@ Cost: about 20 s to start Ray and vLLM, then the engine's speed; under 6 GB on t
 from megatron_synth.synthesis.config import FilterConfig, RayConfig, SynthesisConfig
 from megatron_synth.synthesis.contract import Item, Method, Writing, request_key
 from megatron_synth.synthesis.filters import REASONS, drop_reason
+from megatron_synth.synthesis.generator import Generator, describe_generator
+from megatron_synth.synthesis.methods.making import load_prompts
 from megatron_synth.synthesis.run import COUNTS, DOCUMENTS, DROPPED, synthesize
 
 __all__ = [
@@ -18,12 +20,15 @@ __all__ = [
     "DROPPED",
     "REASONS",
     "FilterConfig",
+    "Generator",
     "Item",
     "Method",
     "RayConfig",
     "SynthesisConfig",
     "Writing",
+    "describe_generator",
     "drop_reason",
+    "load_prompts",
     "request_key",
     "synthesize",
 ]

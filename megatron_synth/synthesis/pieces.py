@@ -57,6 +57,18 @@ def cut_text(text: str, cuts: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(text[left:right] for left, right in pairwise((0, *cuts, len(text))))
 
 
+def first_tokens(text: str, tokenizer: Tokenizer, count: int) -> str:
+    """The beginning of `text` that its first `count` tokens spell; all of it where it has fewer.
+
+    Args:
+        text: The document.
+        tokenizer: Counts the tokens.
+        count: How many, at least 1.
+    """
+    ids = tokenizer.encode(text)
+    return text[: _character(text, ids, count, tokenizer)] if len(ids) > count else text
+
+
 def _character(text: str, ids: list[int], end: int, tokenizer: Tokenizer) -> int:
     """Characters before the token `end`."""
     for later in range(end, min(end + _BYTES, len(ids) + 1)):

@@ -12,6 +12,7 @@ from typing import Any
 
 import zstandard
 
+from megatron_synth.config import ConfigError, RunError
 from megatron_synth.corpus import Document, document_writer, list_files, read_documents
 from megatron_synth.corpus.document import from_record
 from megatron_synth.engines import Engine, RequestLog
@@ -21,8 +22,9 @@ from megatron_synth.synthesis.card import CARD, write_card
 from megatron_synth.synthesis.config import SynthesisConfig
 from megatron_synth.synthesis.contract import Method
 from megatron_synth.synthesis.generator import Generator, describe_generator
+from megatron_synth.synthesis.identity import product_hash, run_hash
 from megatron_synth.synthesis.methods.defaults import PROMPTLESS
-from megatron_synth.synthesis.methods.making import make_method
+from megatron_synth.synthesis.methods.making import load_prompts, make_method
 from megatron_synth.synthesis.places import Places
 from megatron_synth.synthesis.seeds import SeedStore, build_seeds
 from megatron_synth.synthesis.state import read_state
@@ -48,7 +50,7 @@ _TOTALS = (
 
 def synthesize(
     config: SynthesisConfig,
-    documents: Path | Iterable[Document],
+    documents: Path | Iterable[Document] | None,
     tokenizer_folder: Path,
     model_folder: Path,
     out: Path,
@@ -57,7 +59,7 @@ def synthesize(
     generator_name: str | None = None,
     make_engine: Callable[[], Engine] | None = None,
 ) -> dict[str, Any]:
-    """Generate until `config.tokens` tokens pass the filters.
+    """Generate until `config.tokens` tokens pass the filters, or all documents are made.
 
     Writes to `out`: `documents.jsonl.zst` (with provenance), `dropped.jsonl.zst` (with
     `metadata.drop_reason`), one `requests-NNNNN.log` a shard, a dataset card in `README.md`, and
@@ -67,7 +69,8 @@ def synthesize(
 
     Args:
         config: See `SynthesisConfig`.
-        documents: The seeds: anything that `read_documents` reads, or documents.
+        documents: The source documents: anything that `read_documents` reads, or documents;
+            None for self_distill, which has none.
         tokenizer_folder: The generator's tokenizer.
         model_folder: The generator, in Hugging Face form.
         out: Output folder; may hold a killed try's work.
@@ -80,25 +83,33 @@ def synthesize(
         The counts: requests, documents, tokens, dropped (by reason), prompt_tokens,
         output_tokens, surplus_requests (answered, but not needed for the target), asked_again
         (after restarts), special_spellings and replacement_characters (kept documents that hold
-        such), seeds, seeds_too_long, seconds and tokens_per_second of generation.
+        such), seeds, how many of them did not fit (seeds_too_long; inputs_cut, inputs_chunked,
+        inputs_skipped), seconds and tokens_per_second of generation.
 
     Raises:
         DataError: A folder is missing or damaged, or there are no seeds.
-        ConfigError: No seed fits the model's context; vLLM cannot run the model here.
+        ConfigError: No document fits the model's context; a prompt file is wrong; vLLM cannot
+            run the model here.
         RunError: See `Shard.run`; or memory, disk, Ray.
     """
     tokenizer = Tokenizer.load(tokenizer_folder)
-    generator = describe_generator(config.engine, model_folder, tokenizer, generator_name)
+    generator = describe_generator(config, model_folder, tokenizer, generator_name)
+    prompts = load_prompts(config)
     progress.phase("reading the source documents")
     work = out.absolute() / _WORK
     work.mkdir(parents=True, exist_ok=True)
-    seeds = _open_seeds(documents, tokenizer, work)
-    run = _run_hash(config, seeds, generator)
-    product = _product_hash(run, config)
+    seeds = _open_seeds(config, documents, tokenizer, work)
+    run = run_hash(config, prompts, seeds, generator)
+    product = product_hash(run, config)
     counts = _finished(out, product)
     if counts is None:
         make_this_method = partial(
-            make_method, config, seeds.folder, tokenizer_folder.absolute(), generator
+            make_method,
+            config,
+            prompts,
+            seeds.folder if seeds else None,
+            tokenizer_folder.absolute(),
+            generator,
         )
         start = partial(
             _start_engine, config, model_folder.absolute(), tokenizer_folder.absolute(), generator
@@ -113,7 +124,7 @@ def synthesize(
             make_engine or start,
             progress,
         )
-        counts |= {"seeds": len(seeds), **make_this_method().count_inputs()}
+        counts |= {"seeds": len(seeds) if seeds else 0, **make_this_method().count_inputs()}
         write_card(out / CARD, config, counts, _read_part(out / DOCUMENTS), DOCUMENTS)
         write_json(out / COUNTS, {"product": product, **counts})
     shutil.rmtree(work, ignore_errors=True)
@@ -148,41 +159,27 @@ def _produce(
 
 
 def _open_seeds(
-    documents: Path | Iterable[Document], tokenizer: Tokenizer, work: Path
-) -> SeedStore:
+    config: SynthesisConfig,
+    documents: Path | Iterable[Document] | None,
+    tokenizer: Tokenizer,
+    work: Path,
+) -> SeedStore | None:
     """A store made of files is kept for the next try; other documents are encoded anew."""
+    if (documents is None) != (config.method == "self_distill"):
+        raise ConfigError(
+            "self_distill takes no documents"
+            if documents is not None
+            else f"{config.method} needs documents",
+            where="documents",
+        )
+    if documents is None:
+        return None
     if isinstance(documents, Path):
         files = [hash_file(path) for path in list_files(documents)]
         name = f"seeds-{hash_json([files, tokenizer.fingerprint])[:12]}"
         return build_seeds(read_documents(documents), tokenizer, work / name)
     shutil.rmtree(work / "seeds", ignore_errors=True)
     return build_seeds(documents, tokenizer, work / "seeds")
-
-
-def _run_hash(config: SynthesisConfig, seeds: SeedStore, generator: Generator) -> str:
-    """Everything that an answer depends on; a request log belongs to one such hash."""
-    names = ("method", "seed", "round", "temperature", "top_p", "max_output_tokens", "shards")
-    return hash_json(
-        {
-            "config": {name: getattr(config, name) for name in names},
-            "min_tokens": config.filters.min_tokens,  # decides which seeds have room
-            "seeds": seeds.fingerprint,
-            "generator": generator.name,
-            "context": generator.context,
-        }
-    )
-
-
-def _product_hash(run: str, config: SynthesisConfig) -> str:
-    """Everything that the product depends on besides the answers."""
-    return hash_json(
-        {
-            "run": run,
-            "tokens": config.tokens,
-            "cap": config.request_cap,
-            "filters": config.filters.model_dump(mode="json"),
-        }
-    )
 
 
 def _finished(out: Path, product: str) -> dict[str, Any] | None:
@@ -222,6 +219,14 @@ def _merge(
             with RequestLog(places.log(number), run) as log:
                 totals["surplus_requests"] += len(log) - counts["requests"]
                 totals["asked_again"] += log.asked_again
+    if not totals["documents"]:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.most_common()) or "none"
+        raise RunError(
+            f"no document passed the filters; dropped: {reasons}",
+            where=out / DROPPED,
+            fix="Look at the answers there; the generator may be too weak for the method, or "
+            "synthesis.filters too strict.",
+        )
     states = [read_state(places.state(number)) for number in range(config.shards)]
     seconds = sum(s.seconds for s in states) / min(config.workers, config.shards)
     generated = sum(s.new_output_tokens for s in states)

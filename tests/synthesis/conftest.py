@@ -9,12 +9,14 @@ import pytest
 from scripted import WORDS, ScriptedEngine
 
 from megatron_synth.corpus import Document
-from megatron_synth.synthesis import SynthesisConfig
+from megatron_synth.synthesis import Generator, Method, SynthesisConfig, load_prompts
+from megatron_synth.synthesis.methods.making import make_method
 from megatron_synth.synthesis.methods.sbp import Sbp
 from megatron_synth.synthesis.seeds import SeedStore, build_seeds
 from megatron_synth.tokens import Tokenizer, train_tokenizer
 
 CONTEXT = 512
+LONG_CONTEXT = 8192
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +59,18 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "model.safetensors").write_bytes(b"weights")
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_prompted(seeds: SeedStore, tokenizer: Tokenizer) -> Callable[..., Method]:
+    """A method of any name, as the settings make it."""
+
+    def make(method: str, *, context: int = LONG_CONTEXT, **settings: object) -> Method:
+        config = SynthesisConfig(method=method, **settings)
+        generator = Generator("generator@0", context, ())
+        return make_method(config, load_prompts(config), seeds.folder, tokenizer.folder, generator)
+
+    return make
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_synth.config import RunError
+from megatron_synth.corpus import Document
 from megatron_synth.engines import Completion, Request
+from megatron_synth.synthesis import Item, Method
 from megatron_synth.tokens import Tokenizer
 
 BEGINNINGS = ["ba", "ke", "li", "mo", "nu", "ra", "si", "to", "vu", "ze"]
@@ -77,6 +79,29 @@ class ScriptedEngine:
 
     def close(self) -> None:
         self.closed = True
+
+
+def write_with(
+    method: Method, item: Item, script: Callable[[Request], str | Completion]
+) -> tuple[Document, list[list[Request]]]:
+    """Write an item with scripted answers: the document, and what was asked at each step."""
+    asked: list[list[Request]] = []
+    writing = method.write(item)
+    try:
+        requests = next(writing)
+        while True:
+            asked.append(requests)
+            answers = [script(request) for request in requests]
+            requests = writing.send(
+                [
+                    answer
+                    if isinstance(answer, Completion)
+                    else Completion(request.key, answer, prompt_tokens=7, output_tokens=3)
+                    for request, answer in zip(requests, answers, strict=True)
+                ]
+            )
+    except StopIteration as finished:
+        return finished.value, asked
 
 
 def scripted_engine(tokenizer_folder: Path) -> ScriptedEngine:

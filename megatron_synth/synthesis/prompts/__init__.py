@@ -13,6 +13,11 @@ that an engine can keep their keys and values for all requests (prefix caching).
 ours, not the papers'; a file of a user's own takes the place of any of these.
 """
 
-from megatron_synth.synthesis.prompts.loading import Prompt, load_prompt, prompt_names
+from megatron_synth.synthesis.prompts.loading import (
+    Prompt,
+    load_prompt,
+    prompt_names,
+    read_prompt,
+)
 
-__all__ = ["Prompt", "load_prompt", "prompt_names"]
+__all__ = ["Prompt", "load_prompt", "prompt_names", "read_prompt"]

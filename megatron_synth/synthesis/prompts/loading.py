@@ -67,15 +67,35 @@ def prompt_names() -> list[str]:
 
 
 def load_prompt(source: str | Path, fields: frozenset[str]) -> Prompt:
-    """Read a prompt that comes with the package, by name, or a user's own file, by path.
+    """Read a prompt and see that its method can fill it in.
 
     Args:
         source: A name of `prompt_names()`, or a file.
         fields: The fields that its method fills in; the body must use just these.
 
     Raises:
-        ConfigError: No such prompt; a header that is missing or wrong; an unknown form of answer;
-            a field too many or too few.
+        ConfigError: See `read_prompt`; or a field too many or too few.
+    """
+    prompt = read_prompt(source)
+    if prompt.fields != fields:
+        shown = {name: "{{" + name + "}}" for name in prompt.fields | fields}
+        missing = ", ".join(shown[name] for name in sorted(fields - prompt.fields))
+        unknown = ", ".join(shown[name] for name in sorted(prompt.fields - fields))
+        said = [f"it lacks {missing}"] * bool(missing) + [f"nothing fills {unknown}"] * bool(
+            unknown
+        )
+        raise ConfigError(f"the prompt's fields are wrong: {'; '.join(said)}", where=source)
+    return prompt
+
+
+def read_prompt(source: str | Path) -> Prompt:
+    """Read a prompt that comes with the package, by name, or a user's own file, by path.
+
+    Args:
+        source: A name of `prompt_names()`, or a file.
+
+    Raises:
+        ConfigError: No such prompt; a header that is missing or wrong; an unknown form of answer.
     """
     path = _FOLDER / f"{source}.md" if isinstance(source, str) else source
     if not path.is_file():
@@ -95,14 +115,6 @@ def load_prompt(source: str | Path, fields: frozenset[str]) -> Prompt:
     header = _header(found["header"], path)
     body = found["body"].strip("\n")
     used = frozenset(_FIELD.findall(body))
-    if used != fields:
-        shown = {name: "{{" + name + "}}" for name in used | fields}
-        missing = ", ".join(shown[name] for name in sorted(fields - used))
-        unknown = ", ".join(shown[name] for name in sorted(used - fields))
-        said = [f"it lacks {missing}"] * bool(missing) + [f"nothing fills {unknown}"] * bool(
-            unknown
-        )
-        raise ConfigError(f"the prompt's fields are wrong: {'; '.join(said)}", where=path)
     return Prompt(header.name, header.version, header.answer, body, used)
 
 

@@ -1,0 +1,149 @@
+"""The verb `synthesize`: documents to synthetic documents, by any method of METHODS 1."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from megatron_synth.cli.answers import Json, print_json
+from megatron_synth.cli.products import Made, make_product
+from megatron_synth.config import ConfigError, apply_overrides, parse_config, read_yaml
+
+EXAMPLE = (
+    "Example: megatron-synth synthesize rephrase_hq --documents corpora/web/documents.jsonl.zst "
+    "--model models/Llama-3.1-8B-Instruct --out corpora/web_rephrased --generations 4"
+)
+
+_HOW = {"engine", "ray", "workers"}  # settings that decide no document
+
+
+def synthesize(
+    method: Annotated[
+        str,
+        typer.Argument(
+            help="rephrase_hq, rephrase_qa, rephrase_faithful, reformat, faq, table, math, "
+            "tutorial, textbook, latent_thoughts, nemotron_cc, sbp or self_distill",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        Path,
+        typer.Option(
+            help="The generator's folder in Hugging Face form; for an endpoint its config.json "
+            "and tokenizer are enough",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the new corpus", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Settings, such as temperature=1.0 or engine.concurrency=256", show_default=False
+        ),
+    ] = None,
+    documents: Annotated[
+        str | None,
+        typer.Option(
+            help="The source documents: a file, folder or glob of JSONL (plain, .gz, .zst) or "
+            "Parquet; self_distill has none",
+            show_default=False,
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="The generator's; by default the model's folder", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML with settings (docs/synthesis.md)", show_default=False),
+    ] = None,
+    prompt_file: Annotated[
+        list[Path] | None,
+        typer.Option(help="Replaces a prompt of the method; may be repeated", show_default=False),
+    ] = None,
+    generations: Annotated[
+        int | None,
+        typer.Option(min=1, help="Different documents of each source", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write new documents with a language model, each with its provenance.
+
+    A run that was killed goes on where it was when the same command is given again: every request
+    is answered once.
+    """
+    from megatron_synth.experiments.source import fingerprint
+    from megatron_synth.runs import hash_json, shown_progress
+    from megatron_synth.synthesis import (
+        COUNTS,
+        DOCUMENTS,
+        DROPPED,
+        SynthesisConfig,
+        describe_generator,
+        load_prompts,
+        synthesize,
+    )
+    from megatron_synth.synthesis.card import CARD
+    from megatron_synth.tokens import Tokenizer
+
+    tree = apply_overrides(read_yaml(config) if config else {}, overrides or [])
+    options: dict[str, Any] = {"method": method}
+    if prompt_file:
+        options["prompt_file"] = prompt_file
+    if generations is not None:
+        options["generations"] = generations
+    for name, value in options.items():
+        if tree.setdefault(name, value) != value:
+            raise ConfigError(f"{name} is set twice, in other words", where=str(config or name))
+    settings = parse_config(tree, SynthesisConfig, where=str(config or "synthesize"))
+    if (documents is None) != (settings.method == "self_distill"):
+        raise ConfigError(
+            f"{method} needs source documents"
+            if documents is None
+            else "self_distill has no source documents",
+            where="--documents",
+        )
+    if not model.is_dir():
+        raise ConfigError("no such folder", where=model)
+    loaded = Tokenizer.load(tokenizer or model)
+    generator = describe_generator(settings, model, loaded, None)
+    content = {
+        "input": fingerprint(documents) if documents else None,
+        "generator": generator.name,
+        "prompts": [prompt.identity for prompt in load_prompts(settings)],
+    }
+    dumped = settings.model_dump(mode="json")
+    decides = {name: value for name, value in dumped.items() if name not in {*_HOW, "prompt_file"}}
+
+    def make() -> Made:
+        with shown_progress() as progress:
+            counts = synthesize(
+                settings,
+                Path(documents) if documents else None,
+                tokenizer or model,
+                model,
+                out,
+                progress,
+            )
+        logs = [path.name for path in out.glob("requests-*.log")]
+        return Made(counts, [DOCUMENTS, DROPPED, CARD, COUNTS, *logs], loaded.fingerprint)
+
+    counts = make_product(
+        out,
+        kind="synthesize",
+        key=hash_json({"kind": "synthesize", "config": decides, **content}),
+        config={**dumped, **content, "documents": documents},
+        make=make,
+    )
+    if as_json:
+        print_json({"folder": str(out), **counts})
+        return
+    typer.echo(
+        f"{out / DOCUMENTS}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
+        f"of {counts['seeds']:,} source documents"
+    )
+    dropped = ", ".join(f"{n:,} {reason}" for reason, n in counts["dropped"].items()) or "none"
+    typer.echo(f"{counts['requests']:,} requests; dropped: {dropped}")
+    inputs = {name: n for name, n in counts.items() if name.startswith(("inputs_", "seeds_")) and n}
+    if inputs:
+        typer.echo(", ".join(f"{n:,} {name}" for name, n in inputs.items()))
