@@ -5,14 +5,12 @@ Everything here is arithmetic on integers without state; what it means is said w
 never mixed in one expression: numba, like numpy, would make a float of them.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_synth.runs import get_logger
+from megatron_synth.runs.compiling import compiled
 
 _SHIFT = np.uint64(32)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)  # multipliers of splitmix64's finalizer
@@ -22,15 +20,6 @@ STRIDE = 32
 """Documents between two entries of an epoch's index."""
 _AT_ONCE = 256  # documents permuted together: their rounds overlap in the processor
 assert _AT_ONCE % STRIDE == 0
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile; the result is kept on disk where there is a place that can be written to."""
-    try:
-        return numba.njit(function, nogil=True, cache=True)
-    except RuntimeError as error:  # numba: no locator available
-        get_logger(__name__).info("compiled at every start: %s", error)
-        return numba.njit(function, nogil=True)
 
 
 class Key(NamedTuple):

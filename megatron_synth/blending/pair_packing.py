@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_synth.blending.kernels import compiled
+from megatron_synth.runs.compiling import compiled
 
 
 class Bins(NamedTuple):

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_synth.blending.kernels import compiled
+from megatron_synth.runs.compiling import compiled
 
 
 @compiled

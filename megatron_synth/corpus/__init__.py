@@ -5,7 +5,7 @@ documentation installed on this machine. Out: `Document` streams, a clean corpus
 split into validation, organic D and the oracle's pool. A row that is no document goes to
 `quarantine.jsonl` with file, line and reason, and too many of them fail the step; a document that
 is left out (length, duplicate, near-duplicate, benchmark query) to `dropped.jsonl` with its reason.
-Cost: streaming; about 100 MB/s to read, 12 MB/s to import, 20 to 40 MB/s for shingles.
+Cost: streaming; about 100 MB/s to read, 12 MB/s to import, over 100 MB/s a core for shingles.
 """
 
 from megatron_synth.corpus.decontamination import DecontaminateConfig

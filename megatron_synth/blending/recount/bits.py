@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_synth.blending.kernels import compiled
+from megatron_synth.runs.compiling import compiled
 
 _ALL = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _CHUNK = 1 << 20

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_synth.blending.kernels import compiled
+from megatron_synth.runs.compiling import compiled
 
 UInt64s = NDArray[np.uint64]
 
