@@ -8,6 +8,7 @@ begin another one.
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ _LOG = get_logger(__name__)
 
 _TEMPLATE = "chat_template.jinja"
 _GENERATION = "generation_config.json"
+_TODAY = datetime(2024, 7, 26)  # what Llama 3's templates take where there is no clock
 _PLACEHOLDER = "@@the-prompt-stands-here@@"
 
 
@@ -174,7 +176,11 @@ def _render_around(
     try:
         # A sandbox: a template sees its arguments and nothing else.
         rendered, _ = render_jinja_template(
-            [message], chat_template=template, add_generation_prompt=True, **names
+            [message],
+            chat_template=template,
+            add_generation_prompt=True,
+            # The same prompt on every day: a run may go on tomorrow.
+            **{"strftime_now": _TODAY.strftime, **names},
         )
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise ConfigError(

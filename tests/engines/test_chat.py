@@ -118,6 +118,14 @@ def test_switches_reach_the_template(tmp_path):
     assert tokenizer.decode(form.encode("a")).endswith("assistant\n<think>\n\n</think>\n\n")
 
 
+def test_a_template_that_asks_for_the_date_gives_the_same_prompt_every_day(tmp_path):
+    dated = "{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}"
+    folder = save_chat_tokenizer(tmp_path, dated)
+    tokenizer = Tokenizer.load(folder)
+    form = read_chat_form(folder, tokenizer)
+    assert tokenizer.decode(form.encode("a")) == "26 Jul 2024: a"
+
+
 def test_without_a_template_prompts_go_as_they_are(tmp_path, caplog):
     folder = save_chat_tokenizer(tmp_path, None)
     with caplog.at_level(logging.INFO):
