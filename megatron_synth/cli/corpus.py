@@ -62,7 +62,7 @@ def corpus_import(
 ) -> None:
     """Read documents from anywhere; normalise, filter and write them with a manifest."""
     from megatron_synth.corpus import ImportConfig, import_corpus
-    from megatron_synth.corpus.importing import CONTAMINATED, PRODUCTS
+    from megatron_synth.corpus.importing import products
     from megatron_synth.experiments.source import import_fingerprint
     from megatron_synth.runs import hash_json, shown_progress
 
@@ -76,8 +76,7 @@ def corpus_import(
     def make() -> Made:
         with shown_progress() as progress:
             counts = import_corpus(settings, out, progress)
-        skipped = () if settings.decontaminate else (CONTAMINATED,)
-        return Made(counts, PRODUCTS.difference(skipped))
+        return Made(counts, products(settings))
 
     counts = make_product(
         out,

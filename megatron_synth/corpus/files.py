@@ -14,10 +14,22 @@ JSON_SUFFIXES = tuple(
 PARQUET_SUFFIXES = (".parquet",)
 SUPPORTED = JSON_SUFFIXES + PARQUET_SUFFIXES
 
-DOCUMENTS = "documents.jsonl.zst"
-"""The documents of an imported corpus."""
+DOCUMENTS = {"jsonl": "documents.jsonl.zst", "parquet": "documents.parquet"}
+"""The documents of an imported corpus, by the format that it was written in."""
 SIDE_LISTS = frozenset(("quarantine.jsonl", "dropped.jsonl", "contaminated.jsonl", "manifest.json"))
 """What an import writes beside them."""
+
+
+def documents_of(folder: Path) -> Path:
+    """The documents in a folder that an import or a synthesis has made.
+
+    Raises:
+        DataError: There are none.
+    """
+    for name in DOCUMENTS.values():
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"holds none of {', '.join(DOCUMENTS.values())}", where=folder)
 
 
 def is_parquet(path: Path) -> bool:
@@ -104,7 +116,8 @@ def _counts(inside: Path) -> bool:
 
 def _is_side_list(path: Path) -> bool:
     """Whether an import or a packing wrote the file beside its product."""
-    if path.name in SIDE_LISTS and path.with_name(DOCUMENTS).is_file():
+    made = (path.with_name(name) for name in DOCUMENTS.values())
+    if path.name in SIDE_LISTS and any(documents.is_file() for documents in made):
         return True
     if path.name.endswith(".quarantine.jsonl"):
         return True

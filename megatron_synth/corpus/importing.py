@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,7 +23,6 @@ from megatron_synth.runs import Progress, get_logger
 QUARANTINE = "quarantine.jsonl"
 DROPPED = "dropped.jsonl"
 CONTAMINATED = "contaminated.jsonl"
-PRODUCTS = frozenset((DOCUMENTS, *SIDE_LISTS))
 INSTALLED = "installed"
 
 _log = get_logger(__name__)
@@ -59,6 +58,8 @@ class ImportConfig(Config):
     """Drop near-duplicates of texts that were kept (MinHash-LSH); off unless set."""
     decontaminate: DecontaminateConfig | None = None
     """Drop, or cut, what overlaps with benchmark queries; off unless set."""
+    format: Literal["jsonl", "parquet"] = "jsonl"
+    """What the corpus is written as: `documents.jsonl.zst` or `documents.parquet`."""
     quarantine_limit: float = Field(default=0.01, ge=0, le=1)
     """Share of rows that may be no documents before the import fails."""
 
@@ -78,12 +79,18 @@ class ImportConfig(Config):
         return self
 
 
+def products(config: ImportConfig) -> list[str]:
+    """Names of the files that an import writes."""
+    lists = SIDE_LISTS if config.decontaminate else SIDE_LISTS - {CONTAMINATED}
+    return sorted((DOCUMENTS[config.format], *lists))
+
+
 def import_corpus(
     config: ImportConfig, out: Path, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Write the corpus into `out` in one pass over the input; give the counts.
 
-    Files: `documents.jsonl.zst`; `quarantine.jsonl`, the rows that are no documents;
+    Files: `documents.jsonl.zst` or `documents.parquet`; `quarantine.jsonl`, the bad rows;
     `dropped.jsonl`, the documents that were left out, with `id`, `reason` and what they repeat;
     with decontamination also `contaminated.jsonl`, the queries that were met.
 
@@ -110,7 +117,7 @@ def import_corpus(
     met = out / CONTAMINATED if config.decontaminate else None
     with Quarantine(out / QUARANTINE, config.quarantine_limit) as quarantine:
         with (
-            document_writer(out / DOCUMENTS) as sink,
+            document_writer(out / DOCUMENTS[config.format]) as sink,
             record_list(out / DROPPED) as dropped,
             record_list(met) as contaminated,
         ):

@@ -310,7 +310,9 @@ VERSIONS: Mapping[str, int] = {name: kind.version for name, kind in KINDS.items(
 
 
 def _documents(manifest: Manifest) -> Path:
-    return manifest.folder / "documents.jsonl.zst"
+    from megatron_synth.corpus.files import documents_of
+
+    return documents_of(manifest.folder)
 
 
 def _part(manifest: Manifest, name: str) -> Path:

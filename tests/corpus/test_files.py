@@ -40,7 +40,7 @@ def test_check_never_replaces_its_input_by_the_list(tmp_path):
 def test_import_never_replaces_its_input_or_the_queries(tmp_path):
     own = tmp_path / "own"
     own.mkdir()
-    write_documents(own / DOCUMENTS, [DOCUMENT])
+    write_documents(own / DOCUMENTS["jsonl"], [DOCUMENT])
     (own / "contaminated.jsonl").write_text(json.dumps({"query": QUERY}))
     write_documents(tmp_path / "in.jsonl", [DOCUMENT])
     before = {p.name: p.read_bytes() for p in own.iterdir()}
@@ -65,13 +65,14 @@ def test_the_list_makes_its_folder_and_must_be_no_folder(tmp_path):
         check_corpus(str(tmp_path / "in.jsonl"), list_file=tmp_path)
 
 
-def test_what_an_import_wrote_beside_its_documents_is_no_corpus(tmp_path):
-    write_documents(tmp_path / DOCUMENTS, [DOCUMENT])
+@pytest.mark.parametrize("kind", DOCUMENTS)
+def test_what_an_import_wrote_beside_its_documents_is_no_corpus(kind, tmp_path):
+    write_documents(tmp_path / DOCUMENTS[kind], [DOCUMENT])
     for name in SIDE_LISTS:
         (tmp_path / name).write_text("{}")
     assert "manifest.json" in SIDE_LISTS
-    assert list_files(tmp_path) == [tmp_path / DOCUMENTS]
-    assert list_files(f"{tmp_path}/*") == [tmp_path / DOCUMENTS]
+    assert list_files(tmp_path) == [tmp_path / DOCUMENTS[kind]]
+    assert list_files(f"{tmp_path}/*") == [tmp_path / DOCUMENTS[kind]]
     assert list_files(tmp_path / "dropped.jsonl") == [tmp_path / "dropped.jsonl"]
 
 
@@ -116,5 +117,7 @@ def test_names_that_are_no_unicode_name_rows_and_places(tmp_path):
         quarantine_limit=1,
     )
     import_corpus(config, tmp_path.parent / "out")
-    assert [d.id for d in read_documents(tmp_path.parent / "out" / DOCUMENTS)] == ["\\xff:1"]
+    assert [d.id for d in read_documents(tmp_path.parent / "out" / DOCUMENTS["jsonl"])] == [
+        "\\xff:1"
+    ]
     assert hash_json([str(path)]) != hash_json([shown_path(path)])

@@ -18,6 +18,8 @@ from megatron_synth.corpus import (
     read_documents,
     write_documents,
 )
+from megatron_synth.corpus.files import DOCUMENTS, documents_of
+from megatron_synth.corpus.importing import products
 from megatron_synth.runs import Progress, read_progress
 
 
@@ -52,6 +54,22 @@ def test_every_row_is_accounted_for(tmp_path):
     assert counts["characters"] == sum(len(d.text) for d in found)
     (noted,) = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
     assert (json.loads(noted)["line"], json.loads(noted)["file"]) == (306, str(path))
+
+
+def test_a_corpus_is_written_in_the_format_that_was_asked_for(tmp_path):
+    write_documents(tmp_path / "in.jsonl", _rows(20))
+    made = {}
+    for name in ("jsonl", "parquet"):
+        config = ImportConfig(input=str(tmp_path / "in.jsonl"), min_characters=1, format=name)
+        import_corpus(config, tmp_path / name)
+        assert documents_of(tmp_path / name).name == DOCUMENTS[name]
+        made[name] = list(read_documents(tmp_path / name))
+        assert set(products(config)) - {"manifest.json"} == {
+            path.name for path in (tmp_path / name).iterdir()
+        }
+    assert made["parquet"] == made["jsonl"] == _rows(20)
+    with pytest.raises(DataError, match="holds none of"):
+        documents_of(tmp_path)
 
 
 def test_too_many_bad_rows_fail_and_leave_no_documents(tmp_path):
