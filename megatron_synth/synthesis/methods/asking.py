@@ -160,7 +160,7 @@ class Asking:
         if failed is not None:
             text = ""
             notes |= {"failure": failed.failure, "failure_message": failed.message[:_MESSAGE]}
-        finished = {answer.completions[-1].finish_reason for answer in answers}
+        finished = {c.finish_reason for answer in answers for c in answer.completions[-1:]}
         return Document(
             id=f"{item.source_id}/{self.name}-{config.round}-{item.generation}",
             text=text,
