@@ -16,6 +16,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,10 +74,8 @@ def count_shared(left: Hashes, right: Hashes) -> tuple[int, int]:
 
     About 5 ns a hash while those of `left` fit into the cache.
     """
-    from megatron_synth.corpus import shingle_kernels
-
-    distinct, shared = shingle_kernels.count_shared(left, right)
-    return int(distinct), int(shared)
+    found: tuple[int, int] = _kernels().count_shared(left, right)
+    return found
 
 
 def batch_shingles(texts: Sequence[str], size: int = SHINGLE_TOKENS) -> ShingleSets:
@@ -84,17 +84,23 @@ def batch_shingles(texts: Sequence[str], size: int = SHINGLE_TOKENS) -> ShingleS
     Long batches are worked off in blocks of about 256 kB of text.
     """
     pieces: list[Hashes] = []
-    counts = np.zeros(len(texts) + 1, dtype=np.int64)
+    counts: list[NDArray[np.int64]] = []
     start = characters = 0
     for position, text in enumerate(texts):
         characters += len(text)
         if characters >= _BLOCK or position + 1 == len(texts):
             hashes, per_text = _hash_block(texts[start : position + 1], size)
             pieces.append(hashes)
-            counts[start + 1 : position + 2] = per_text
+            counts.append(per_text)
             start, characters = position + 1, 0
-    joined = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint64)
-    return ShingleSets(joined, np.cumsum(counts))
+    offsets = np.zeros(len(texts) + 1, dtype=np.int64)
+    if len(pieces) == 1:  # most calls are for one or two texts: no time to lose on these
+        counts[0].cumsum(out=offsets[1:])
+        return ShingleSets(pieces[0], offsets)
+    if pieces:
+        np.cumsum(np.concatenate(counts), out=offsets[1:])
+    joined = np.concatenate([np.empty(0, dtype=np.uint64), *pieces])
+    return ShingleSets(joined, offsets)
 
 
 def normalise(text: str) -> str:
@@ -108,38 +114,42 @@ def normalise(text: str) -> str:
     return lowered.translate(_ASCII_SEPARATORS)
 
 
+@cache
+def _kernels() -> Any:
+    """The compiled loops; numba takes half a second to start."""
+    from megatron_synth.corpus import shingle_kernels
+
+    return shingle_kernels
+
+
 def _hash_block(texts: Sequence[str], size: int) -> tuple[Hashes, NDArray[np.int64]]:
     """Hashes of all shingles of `texts`, and how many each text has."""
-    from megatron_synth.corpus import shingle_kernels  # numba takes a while to start
-
+    kernels = _kernels()
     joined = "".join(texts)
     if not joined.isascii() and any(letter in joined for letter in _LOWERED_BY_PLACE):
         texts = [text.lower() for text in texts]
         joined = "".join(texts)
     codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+    ends = np.array(list(accumulate(map(len, texts))), dtype=np.int64)
     words = np.empty(len(codes), dtype=np.uint64)
-    counts = np.zeros(len(texts), dtype=np.int64)
+    counts = np.empty(len(texts), dtype=np.int64)
     table = _characters()
-    while (found := int(shingle_kernels.hash_words(codes, ends, table, words, counts))) < 0:
+    while (found := kernels.hash_words(codes, ends, table, words, counts)) < 0:
         _look_up(table, -1 - found)
     hashes = np.empty(found, dtype=np.uint64)
-    found = int(shingle_kernels.hash_shingles(words[:found], counts, size, hashes))
-    return hashes[:found].copy(), counts
+    found = kernels.hash_shingles(words[:found], counts, size, hashes)
+    return hashes[:found], counts
 
 
 @cache
 def _characters() -> NDArray[np.uint32]:
     """What each character is: uint32[0x110000], filled by `_look_up`, a page at a time."""
-    from megatron_synth.corpus.shingle_kernels import UNKNOWN
-
-    return np.full(sys.maxunicode + 1, UNKNOWN, dtype=np.uint32)
+    return np.full(sys.maxunicode + 1, _kernels().UNKNOWN, dtype=np.uint32)
 
 
 def _look_up(table: NDArray[np.uint32], code: int) -> None:
     """Fill in the page of a character."""
-    from megatron_synth.corpus.shingle_kernels import ALONE, MARK
-
+    kernels = _kernels()
     first = code - code % _PAGE
     for place in range(first, first + _PAGE):
         lowered = chr(place).lower()[:1]
@@ -147,9 +157,9 @@ def _look_up(table: NDArray[np.uint32], code: int) -> None:
         letter = lowered in string.ascii_lowercase if lowered.isascii() else kind in "LM"
         entry = ord(lowered) if letter else 0
         if kind == "L" and _is_unspaced(ord(lowered)):
-            entry |= int(ALONE)
+            entry |= int(kernels.ALONE)
         elif letter and kind == "M":
-            entry |= int(MARK)
+            entry |= int(kernels.MARK)
         table[place] = entry
 
 

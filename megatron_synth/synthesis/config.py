@@ -28,6 +28,19 @@ class FilterConfig(Config):
     """Drop a document when more than this share of its 13-token shingles stands in its source.
     Our own choice: with the 0.6 that METHODS takes for near-duplicates (Jaccard), it drops all of
     those and copies of a part besides. 1 keeps everything."""
+    refusals: bool = True
+    """Drop an answer that begins by saying that it will not be given (`phrases.REFUSALS`)."""
+    prompt_phrase_words: int | None = Field(default=7, ge=3)
+    """Drop a document that repeats a sentence or line of its prompt with at least so many words,
+    unless it stands in the source; null: off. Methods without a prompt text have none."""
+    max_times_target: float | None = Field(default=3.0, gt=0)
+    """Drop a document with more than so many times the tokens that its method aims at
+    (`methods.defaults`); null: off. Methods that aim at no length have no such limit."""
+    special_spellings: bool = False
+    """Drop a document that spells out a control token of a widely used tokenizer. Off, since such
+    a spelling is data: packing makes no control token of it."""
+    language: bool = False
+    """Drop a document in another language than its source (py3langid, both certain at 0.9)."""
 
 
 class RayConfig(Config):

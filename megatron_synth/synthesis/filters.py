@@ -1,39 +1,94 @@
 """Which synthetic documents are dropped, and why (METHODS 1, light filter; SBP A.2)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
-
-from megatron_synth.corpus import Document, repeats_shingle
-from megatron_synth.corpus.shingles import batch_shingles
-from megatron_synth.synthesis.config import FilterConfig
+from megatron_synth.corpus import Document
+from megatron_synth.corpus.shingles import batch_shingles, count_shared
+from megatron_synth.synthesis.config import FilterConfig, SynthesisConfig
+from megatron_synth.synthesis.language import differs_in_language
+from megatron_synth.synthesis.methods.defaults import DEFAULTS
+from megatron_synth.synthesis.phrases import (
+    begins_with_refusal,
+    repeats_prompt,
+    spells_special_token,
+)
 
 REASONS = {
     "failed": "the engine gave no answer",
     "empty": "no text",
     "unfinished": "cut at the longest answer before it ended by itself",
     "too_short": "fewer tokens than filters.min_tokens",
+    "too_long": "more than filters.max_times_target times the tokens that its method aims at",
     "nul_character": "holds a NUL character, which no document file can carry",
+    "special_spelling": "spells out a control token (filters.special_spellings)",
+    "refusal": "begins by saying that it will not answer",
+    "repeats_prompt": "repeats a sentence of its prompt",
     "repeated_shingle": "some 13-token shingle occurs more than once",
     "copies_source": "too large a share of its 13-token shingles stands in its source",
+    "other_language": "is in another language than its source",
 }
 """Every reason for which a document is dropped; the first that applies is recorded."""
 
 
-def drop_reason(config: FilterConfig, document: Document, source_text: str) -> str | None:
+@dataclass(frozen=True)
+class FilterContext:
+    """What a filter must know of the method beside the document.
+
+    Attributes:
+        prompts: Bodies of the prompts, their fields unfilled; none without a prompt text.
+        target_tokens: Tokens that a document should have; None where the method names none.
+    """
+
+    prompts: tuple[str, ...] = ()
+    target_tokens: int | None = None
+
+    @classmethod
+    def of(cls, config: SynthesisConfig, prompts: tuple[str, ...]) -> "FilterContext":
+        """The context of a method under these settings.
+
+        A document that is asked about in chunks is as long as it has chunks: it has no target.
+        """
+        chunks = config.long_input == "chunk"
+        return cls(prompts, None if chunks else DEFAULTS[config.method].target_tokens)
+
+
+NO_CONTEXT = FilterContext()
+
+
+def drop_reason(
+    config: FilterConfig,
+    document: Document,
+    source_text: str,
+    context: FilterContext = NO_CONTEXT,
+) -> str | None:
     """The first reason of `REASONS` to drop `document`, or None to keep it.
 
-    Text that spells out a special token is data and no reason.
+    Args:
+        config: Which filters are on.
+        document: Its `token_counts` hold the tokens of its text.
+        source_text: What it was made from; empty without a source.
+        context: Of its method; without one the filters that need it are off.
     """
     text = document.text
+    shared = _Shared(text, source_text)
     checks: tuple[tuple[str, Callable[[], bool]], ...] = (
         ("failed", lambda: document.finish_reason == "error"),
         ("empty", lambda: not text.strip()),
         ("unfinished", lambda: config.finished and document.finish_reason != "stop"),
         ("too_short", lambda: text_tokens(document) < config.min_tokens),
+        ("too_long", lambda: _is_too_long(config, document, context)),
         ("nul_character", lambda: "\0" in text),
-        ("repeated_shingle", lambda: config.repeated_shingle and repeats_shingle(text)),
-        ("copies_source", lambda: copied_share(text, source_text) > config.max_copied_share),
+        ("special_spelling", lambda: config.special_spellings and spells_special_token(text)),
+        ("refusal", lambda: config.refusals and begins_with_refusal(text)),
+        ("repeats_prompt", lambda: _repeats_a_prompt(config, text, source_text, context)),
+        ("repeated_shingle", lambda: config.repeated_shingle and shared.repeats),
+        (
+            "copies_source",
+            lambda: config.max_copied_share < 1 and shared.copied_share > config.max_copied_share,
+        ),
+        ("other_language", lambda: config.language and differs_in_language(text, source_text)),
     )
     return next((reason for reason, applies in checks if applies()), None)
 
@@ -43,11 +98,7 @@ def copied_share(text: str, source: str) -> float:
 
     A text too short for shingles is a copy (1.0) when it has the same words as its source.
     """
-    sets = batch_shingles([text, source])
-    own = np.unique(sets[0])
-    if not len(own):
-        return float(text.split() == source.split())
-    return float(np.isin(own, sets[1]).mean())
+    return _Shared(text, source).copied_share
 
 
 def text_tokens(document: Document) -> int:
@@ -58,3 +109,46 @@ def text_tokens(document: Document) -> int:
 def packed_tokens(document: Document) -> int:
     """Tokens that a document has in a packed corpus: its text and one EOS."""
     return text_tokens(document) + 1
+
+
+class _Shared:
+    """The shingles of a text and of its source, hashed at the first question."""
+
+    def __init__(self, text: str, source: str) -> None:
+        self._texts = (text, source)
+
+    @cached_property
+    def _counts(self) -> tuple[int, int, int]:
+        """Shingles of the text, distinct ones, those of them in the source."""
+        sets = batch_shingles(self._texts)
+        return len(sets[0]), *count_shared(sets[0], sets[1])
+
+    @property
+    def repeats(self) -> bool:
+        """Whether some shingle of the text occurs twice."""
+        total, distinct, _ = self._counts
+        return distinct < total
+
+    @property
+    def copied_share(self) -> float:
+        """See the function of this name."""
+        _, distinct, shared = self._counts
+        if not distinct:
+            text, source = self._texts
+            return float(text.split() == source.split())
+        return shared / distinct
+
+
+def _is_too_long(config: FilterConfig, document: Document, context: FilterContext) -> bool:
+    if config.max_times_target is None or context.target_tokens is None:
+        return False
+    return text_tokens(document) > config.max_times_target * context.target_tokens
+
+
+def _repeats_a_prompt(
+    config: FilterConfig, text: str, source_text: str, context: FilterContext
+) -> bool:
+    words = config.prompt_phrase_words
+    if words is None:
+        return False
+    return any(repeats_prompt(text, source_text, body, words) for body in context.prompts)

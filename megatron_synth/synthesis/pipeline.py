@@ -40,7 +40,7 @@ def run_stages(
     tasks: list[Any] = [ShardTask("synthesis", {"shard": number}) for number in shards]
     for number in shards:
         places.error(number).unlink(missing_ok=True)
-    stages = [generation, FilterStage(config.filters), WriteStage(places)]
+    stages = [generation, FilterStage(config.filters, generation.context), WriteStage(places)]
     if config.ray.executor == "inline":
         _run_inline(stages, tasks)
         return

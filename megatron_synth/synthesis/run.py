@@ -21,6 +21,7 @@ from megatron_synth.runs import Progress, hash_file, hash_json, write_json
 from megatron_synth.synthesis.card import CARD, write_card
 from megatron_synth.synthesis.config import SynthesisConfig
 from megatron_synth.synthesis.contract import Method
+from megatron_synth.synthesis.filters import FilterContext
 from megatron_synth.synthesis.generator import Generator, describe_generator
 from megatron_synth.synthesis.identity import product_hash, run_hash
 from megatron_synth.synthesis.methods.defaults import PROMPTLESS
@@ -123,6 +124,7 @@ def synthesize(
             make_this_method,
             make_engine or start,
             progress,
+            FilterContext.of(config, tuple(prompt.body for prompt in prompts)),
         )
         counts |= {"seeds": len(seeds) if seeds else 0, **make_this_method().count_inputs()}
         write_card(out / CARD, config, counts, _read_part(out / DOCUMENTS), DOCUMENTS)
@@ -140,6 +142,7 @@ def _produce(
     make_method: Callable[[], Method],
     make_engine: Callable[[], Engine],
     progress: Progress,
+    context: FilterContext,
 ) -> dict[str, Any]:
     # Curator and Ray take seconds to import: only where they are needed.
     from megatron_synth.synthesis.pipeline import run_stages
@@ -151,7 +154,7 @@ def _produce(
     open_shards = [n for n in range(config.shards) if not places.counts(n).is_file()]
     if open_shards:
         progress.phase("starting Ray and the engine")
-        stage = GenerationStage(config, places, run, make_method, make_engine)
+        stage = GenerationStage(config, places, run, make_method, make_engine, context=context)
         with _watch(progress, config, places, method.total):
             run_stages(config, places, stage, open_shards)
     progress.phase("writing documents")

@@ -18,7 +18,12 @@ from megatron_synth.engines import Completion, Engine, Request, RequestLog
 from megatron_synth.runs import get_logger
 from megatron_synth.synthesis.config import SynthesisConfig
 from megatron_synth.synthesis.contract import Item, Method
-from megatron_synth.synthesis.filters import drop_reason, packed_tokens
+from megatron_synth.synthesis.filters import (
+    NO_CONTEXT,
+    FilterContext,
+    drop_reason,
+    packed_tokens,
+)
 from megatron_synth.synthesis.state import ShardState, read_state, write_state
 from megatron_synth.synthesis.writing import Running, replay
 
@@ -48,6 +53,7 @@ class Shard:
         method: Names the items and writes their documents.
         log: The shard's own.
         state_path: Where progress goes; None writes none.
+        context: What the filters know of the method.
     """
 
     def __init__(
@@ -57,8 +63,10 @@ class Shard:
         method: Method,
         log: RequestLog,
         state_path: Path | None = None,
+        context: FilterContext = NO_CONTEXT,
     ) -> None:
         self._config = config
+        self._context = context
         self._number = number
         self._method = method
         self._log = log
@@ -254,7 +262,7 @@ class Shard:
 
     def _judge(self, item: Item, document: Document) -> Outcome:
         source_text = self._method.source_text(item)
-        reason = drop_reason(self._config.filters, document, source_text)
+        reason = drop_reason(self._config.filters, document, source_text, self._context)
         return Outcome(item, document, source_text, reason)
 
     def _stop_if_all_dropped(self) -> None:

@@ -24,13 +24,18 @@ from megatron_synth.engines import Engine, RequestLog, gpus_of
 from megatron_synth.runs import write_json
 from megatron_synth.synthesis.config import FilterConfig, SynthesisConfig
 from megatron_synth.synthesis.contract import Method
-from megatron_synth.synthesis.filters import drop_reason, packed_tokens
+from megatron_synth.synthesis.filters import (
+    NO_CONTEXT,
+    FilterContext,
+    drop_reason,
+    packed_tokens,
+)
 from megatron_synth.synthesis.places import Places
 from megatron_synth.synthesis.shard import Shard
 
 _INTEGERS = {"generation", "round", "seed"}
 _MAPPINGS = ("sampling", "token_counts", "scores", "metadata")
-_COLUMNS = tuple(to_row(Document("", "")))
+_COLUMNS = tuple(name for name in to_row(Document("", "")) if name != "parts")  # one text each
 _SCHEMA = pa.schema(
     [(name, pa.int64() if name in _INTEGERS else pa.string()) for name in _COLUMNS]
     + [("source_text", pa.string())]
@@ -67,6 +72,7 @@ class GenerationStage(ProcessingStage[ShardTask, DocumentBatch]):
         make_method: Called once in each worker.
         make_engine: Called in each worker when its first request is due.
         cpus: What Ray reserves for a worker.
+        context: What the filters know of the method.
     """
 
     name = "synthesis_generate"
@@ -80,7 +86,9 @@ class GenerationStage(ProcessingStage[ShardTask, DocumentBatch]):
         make_method: Callable[[], Method],
         make_engine: Callable[[], Engine],
         cpus: float = 1.0,
+        context: FilterContext = NO_CONTEXT,
     ) -> None:
+        self.context = context
         self.resources = Resources(cpus=cpus, gpus=_gpus_of_an_engine(config))
         self._config = config
         self._places = places
@@ -139,7 +147,9 @@ class GenerationStage(ProcessingStage[ShardTask, DocumentBatch]):
     def _rows(self, number: int) -> list[dict[str, Any]]:
         method = self._method or self._make_method()
         with RequestLog(self._places.log(number), self._run) as log:
-            shard = Shard(self._config, number, method, log, self._places.state(number))
+            shard = Shard(
+                self._config, number, method, log, self._places.state(number), self.context
+            )
             shard.run(self._start_engine)
             return [
                 {**to_row(outcome.document), "source_text": outcome.source_text}
@@ -158,8 +168,9 @@ class FilterStage(ProcessingStage[DocumentBatch, DocumentBatch]):
     name = "synthesis_filter"
     resources = Resources(cpus=1.0)
 
-    def __init__(self, config: FilterConfig) -> None:
+    def __init__(self, config: FilterConfig, context: FilterContext = NO_CONTEXT) -> None:
         self._config = config
+        self._context = context
 
     def inputs(self) -> tuple[list[str], list[str]]:
         """Documents with the text that each was made from."""
@@ -174,7 +185,7 @@ class FilterStage(ProcessingStage[DocumentBatch, DocumentBatch]):
         rows = task.to_pyarrow().to_pylist()
         reasons = [
             row.get("drop_reason")
-            or drop_reason(self._config, _document(row), row["source_text"] or "")
+            or drop_reason(self._config, _document(row), row["source_text"] or "", self._context)
             for row in rows
         ]
         table = pa.Table.from_pylist(rows, schema=_SCHEMA).append_column(

@@ -3,9 +3,11 @@
 import pytest
 from scripted import honest_text
 
-from megatron_synth.corpus import Document
-from megatron_synth.synthesis import REASONS, FilterConfig, drop_reason
-from megatron_synth.synthesis.filters import copied_share, packed_tokens
+from megatron_synth.corpus import Document, read_documents
+from megatron_synth.synthesis import REASONS, FilterConfig, SynthesisConfig, drop_reason
+from megatron_synth.synthesis.filters import FilterContext, copied_share, packed_tokens
+from megatron_synth.synthesis.phrases import begins_with_refusal, prompt_phrases
+from megatron_synth.synthesis.prompts import prompt_names, read_prompt
 
 CONFIG = FilterConfig()
 SOURCE = honest_text("source")
@@ -27,6 +29,7 @@ def test_an_honest_document_is_kept():
         (make(honest_text("a"), finish="length"), "unfinished"),
         (make(honest_text("a"), tokens=49), "too_short"),
         (make(honest_text("a") + "\0"), "nul_character"),
+        (make("I'm sorry, but I can't do that. " + honest_text("a")), "refusal"),
         (make(honest_text("a", 20) + " then " + honest_text("a", 20)), "repeated_shingle"),
         (make(SOURCE), "copies_source"),
         (make(honest_text("a", 15) + " " + honest_text("source", 80)), "copies_source"),
@@ -54,9 +57,123 @@ def test_each_filter_can_be_set(config, document):
     assert drop_reason(config, document, SOURCE) is None
 
 
-def test_the_spelling_of_a_control_token_is_data():
-    text = honest_text("a") + " <|endoftext|> <|separator|>"
-    assert drop_reason(CONFIG, make(text), SOURCE) is None
+@pytest.mark.parametrize("spelling", ["<|endoftext|>", "</s>", "[INST]", "<｜end▁of▁sentence｜>"])
+def test_the_spelling_of_a_control_token_is_data_unless_it_is_to_be_dropped(spelling):
+    document = make(f"{honest_text('a')} {spelling} <|separator|>")
+    assert drop_reason(CONFIG, document, SOURCE) is None
+    assert drop_reason(FilterConfig(special_spellings=True), document, SOURCE) == "special_spelling"
+    arithmetic = make(f"{honest_text('a')} if a<b or b>c: x[i] |= y")
+    assert drop_reason(FilterConfig(special_spellings=True), arithmetic, SOURCE) is None
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        "I'm sorry, but I can't help with that.",
+        "Sorry, I cannot assist with this request.",
+        "  I apologize, but I cannot provide",
+        "I can’t help you\nwith this",
+        "As an AI language model, I do not have",
+        "Unfortunately, I am unable to rewrite this text",
+        "Please provide the document you would like me to rewrite.",
+        "It seems that the document you provided is empty.",
+    ],
+)
+def test_a_refusal_is_one_at_the_beginning_only(beginning):
+    assert begins_with_refusal(beginning)
+    assert not begins_with_refusal(f"The model answered: {beginning}")
+    assert not begins_with_refusal(f'"{beginning}", she said.')
+    refusal = make(f"{beginning} {honest_text('a')}")
+    assert drop_reason(FilterConfig(refusals=False), refusal, SOURCE) is None
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        "I can't help but wonder what became of it",
+        "As an artist, I paint",
+        "Please provide feedback",
+        "Unfortunately, the war was not over",
+        "I do not like green eggs",
+        "It seems the king was not amused",
+    ],
+)
+def test_ordinary_text_is_no_refusal(beginning):
+    assert not begins_with_refusal(beginning)
+
+
+def test_no_document_of_the_real_corpus_is_a_refusal(real_data):
+    documents = list(read_documents(real_data / "corpus" / "gov_web.jsonl.gz"))
+    assert len(documents) > 2000
+    assert not [d.id for d in documents if begins_with_refusal(d.text)]
+
+
+PROMPT = """You are an editor.
+
+- Keep every fact, name, number and date. Add none of your own to it.
+
+Document: {{text}} and nothing at all that comes after it.
+"""
+
+
+def test_phrases_of_a_prompt_are_its_longer_sentences_without_fields():
+    assert prompt_phrases(PROMPT, 7) == (
+        "keep every fact, name, number and date.",
+        "add none of your own to it.",
+        "and nothing at all that comes after it.",
+    )
+    assert all(prompt_phrases(read_prompt(name).body, 7) for name in prompt_names())
+
+
+def test_a_left_over_phrase_of_the_prompt_drops_a_document_unless_the_source_has_it():
+    context = FilterContext(prompts=("Say it in other words.", PROMPT))
+    left = f"{honest_text('a')}\nKeep every fact, name,\n NUMBER and date. {honest_text('b')}"
+    assert drop_reason(CONFIG, make(left), SOURCE, context) == "repeats_prompt"
+    assert drop_reason(CONFIG, make(left), SOURCE) is None
+    assert drop_reason(FilterConfig(prompt_phrase_words=8), make(left), SOURCE, context) is None
+    assert drop_reason(FilterConfig(prompt_phrase_words=None), make(left), SOURCE, context) is None
+    quoting = f"{SOURCE} keep every fact, name, number and date. {SOURCE}"
+    assert drop_reason(CONFIG, make(left), quoting, context) is None
+    both = left + " Add none of your own to it."
+    assert drop_reason(CONFIG, make(both), quoting, context) == "repeats_prompt"
+
+
+def test_a_document_far_over_its_methods_target_is_too_long():
+    context = FilterContext(target_tokens=100)
+    assert drop_reason(CONFIG, make(honest_text("a"), tokens=300), SOURCE, context) is None
+    long = make(honest_text("a"), tokens=301)
+    assert drop_reason(CONFIG, long, SOURCE, context) == "too_long"
+    assert drop_reason(CONFIG, long, SOURCE) is None
+    assert drop_reason(FilterConfig(max_times_target=None), long, SOURCE, context) is None
+
+
+def test_the_context_of_a_method_is_its_prompts_and_its_target():
+    config = SynthesisConfig.model_validate({"method": "rephrase_hq"})
+    assert FilterContext.of(config, ("body",)) == FilterContext(("body",), 550)
+    in_chunks = SynthesisConfig.model_validate({"method": "rephrase_hq", "long_input": "chunk"})
+    assert FilterContext.of(in_chunks, ()).target_tokens is None  # as long as it has chunks
+    sbp = SynthesisConfig.model_validate({"method": "sbp", "tokens": 1000})
+    assert FilterContext.of(sbp, ()) == FilterContext()
+
+
+ENGLISH = "The council decided yesterday to close the school, and many parents are against it."
+GERMAN = "Der Rat beschloss gestern, die Schule zu schließen, und viele Eltern sind dagegen."
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "reason"),
+    [
+        (GERMAN, ENGLISH, "other_language"),
+        (ENGLISH, GERMAN, "other_language"),
+        (ENGLISH, "The parents were against the plan, and the council heard them out.", None),
+        ("x = f(3) + 1", ENGLISH, None),  # no certain language
+        (GERMAN, "1 2 3", None),
+        (GERMAN, "", None),
+    ],
+)
+def test_another_language_than_the_sources_drops_a_document_where_asked(text, source, reason):
+    assert drop_reason(FilterConfig(language=True), make(text), source) == reason
+    assert drop_reason(CONFIG, make(text), source) is None
 
 
 def test_the_copied_share_counts_shingles_of_the_text():
