@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from megatron_synth.cli.answers import Json, print_json
+from megatron_synth.cli.megadocs import KINDS, make_megadocs
 from megatron_synth.cli.products import Made, make_product
 from megatron_synth.config import ConfigError, apply_overrides, parse_config, read_yaml
 
@@ -22,19 +23,20 @@ def synthesize(
         str,
         typer.Argument(
             help="rephrase_hq, rephrase_qa, rephrase_faithful, reformat, faq, table, math, "
-            "tutorial, textbook, latent_thoughts, nemotron_cc, sbp or self_distill",
+            "tutorial, textbook, latent_thoughts, nemotron_cc, sbp or self_distill; stitch or "
+            "stretch: megadocs, without a model (docs/megadocs.md)",
             show_default=False,
         ),
     ],
+    out: Annotated[Path, typer.Option(help="Folder of the new corpus", show_default=False)],
     model: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             help="The generator's folder in Hugging Face form; for an endpoint its config.json "
             "and tokenizer are enough",
             show_default=False,
         ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the new corpus", show_default=False)],
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -61,6 +63,13 @@ def synthesize(
         list[Path] | None,
         typer.Option(help="Replaces a prompt of the method; may be repeated", show_default=False),
     ] = None,
+    generated: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="stitch, stretch: what was generated from the documents; may be repeated",
+            show_default=False,
+        ),
+    ] = None,
     generations: Annotated[
         int | None,
         typer.Option(min=1, help="Different documents of each source", show_default=False),
@@ -72,6 +81,22 @@ def synthesize(
     A run that was killed goes on where it was when the same command is given again: every request
     is answered once.
     """
+    if method in KINDS:
+        make_megadocs(
+            method,
+            documents,
+            generated,
+            out,
+            config=config,
+            overrides=overrides,
+            as_json=as_json,
+        )
+        return
+    if model is None or generated:
+        raise ConfigError(
+            f"{method} is written by a model" if model is None else f"{method} stitches nothing",
+            where="--model" if model is None else "--generated",
+        )
     from megatron_synth.experiments.source import fingerprint
     from megatron_synth.runs import hash_json, shown_progress
     from megatron_synth.synthesis import (
