@@ -98,7 +98,8 @@ class SynthesisConfig(Config):
     """Give up after so many documents were asked for; not set: with `tokens`, one for every 10 of
     them, at least 1,000; else all."""
     allow_short: bool = False
-    """When the documents end before `tokens`, keep what there is, instead of failing."""
+    """When the documents end before `tokens`, keep what there is, instead of failing; and when
+    nothing but requests without an answer is left after a restart, record them as failed."""
     min_kept_share: float = Field(default=0.02, ge=0, le=1)
     """Stop early when fewer of the first documents than this pass the filters; 0 never stops."""
     min_kept_after: int = Field(default=256, ge=1)

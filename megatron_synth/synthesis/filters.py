@@ -16,6 +16,7 @@ from megatron_synth.synthesis.phrases import (
 )
 
 REASONS = {
+    "unparseable": "no answer in the form that the prompt asks for, after synthesis.tries",
     "failed": "the engine gave no answer",
     "empty": "no text",
     "unfinished": "cut at the longest answer before it ended by itself",
@@ -74,6 +75,7 @@ def drop_reason(
     text = document.text
     shared = _Shared(text, source_text)
     checks: tuple[tuple[str, Callable[[], bool]], ...] = (
+        ("unparseable", lambda: document.metadata.get("failure") == "unparseable"),
         ("failed", lambda: document.finish_reason == "error"),
         ("empty", lambda: not text.strip()),
         ("unfinished", lambda: config.finished and document.finish_reason != "stop"),

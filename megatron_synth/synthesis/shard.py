@@ -211,8 +211,14 @@ class Shard:
             self._raise_engine_fails()
 
     def _accept_failures(self) -> None:
-        """No request is left that could prove the engine: go by what it did before."""
-        if not self._answers:
+        """No request is left that could prove the engine: go by what it did before.
+
+        After a restart the log proves it for what is refused for good. Passing failures may mean
+        that the engine is away now, so that only the user can say that they are final.
+        """
+        refused = not any(failure.transient for failure in self._held)
+        proven = len(self._log) and (refused or self._config.allow_short)
+        if not self._answers and not proven:
             self._raise_engine_fails()
         self._write_held()
 
@@ -229,7 +235,8 @@ class Shard:
             f"answers: {common}",
             where=f"shard {self._number}",
             fix="Answers so far are kept, these failures are not recorded. Mend the engine and "
-            "run the same command again.",
+            "run the same command again. If it works, and these last requests alone can never be "
+            "answered, synthesis.allow_short=true records them as failed.",
         )
 
     def _count_in(self, committed: list[Completion]) -> None:

@@ -94,7 +94,7 @@ def test_killed_anywhere_every_key_is_answered_once_and_texts_stay(
     tmp_path_factory, tokenizer, documents, method, deaths, cut
 ):
     """Each try ends in the middle, by a dead engine and a torn file; each answers differently."""
-    config = SynthesisConfig(method=method, generations=2, **SMALL)
+    config = SynthesisConfig(method=method, generations=2, allow_short=True, **SMALL)
     step = Step(tmp_path_factory.mktemp("kill"), tokenizer, documents[:8], config)
     committed: dict[str, Completion] = {}
     bound = 0
@@ -186,6 +186,35 @@ def test_a_broken_engine_stops_the_step_early(tmp_path, tokenizer, documents):
     assert len(step.run(ScriptedEngine(tokenizer, whole_answer))) == 40
 
 
+@pytest.mark.parametrize("transient", [True, False])
+def test_the_last_requests_of_a_restart_can_fail_for_good_but_not_for_an_engine_that_is_away(
+    tmp_path, tokenizer, documents, transient
+):
+    config = SynthesisConfig(method="rephrase_hq", **SMALL)
+    step = Step(tmp_path, tokenizer, documents[:8], config)
+    last: set[str] = set()
+
+    def script(request):
+        if len(last) < 2 or request.key in last:
+            last.add(request.key)
+            return Completion.failed(request.key, "503 busy", transient=transient)
+        return whole_answer(request)
+
+    stubborn = ScriptedEngine(tokenizer, script)
+    with RequestLog(step.path, "run") as log:  # all but the failures, as a kill leaves it
+        for item in step.method.items(0, 1):
+            [request] = next(step.method.write(item))
+            answer = script(request)
+            if not isinstance(answer, Completion):
+                log.append(Completion(request.key, answer))
+    if transient:
+        with pytest.raises(RunError, match="failed 2 requests in a row, after 0 answers"):
+            step.run(stubborn)
+        step.config = config.model_copy(update={"allow_short": True})
+    reasons = [reason for _, reason in step.run(stubborn)]
+    assert sorted(map(str, reasons)) == ["None"] * 6 + ["failed"] * 2
+
+
 @pytest.fixture
 def step(documents, tokenizer, model_folder, tmp_path):
     """The whole step into `tmp_path`, in this process; the model's context is long enough."""
@@ -221,8 +250,9 @@ def test_the_whole_step_counts_requests_and_documents(step, tmp_path, method):
     assert counts["surplus_requests"] == 0
     assert counts["output_tokens"] == sum(d.token_counts["output"] for d in kept + dropped)
     failed = [d for d in dropped if d.finish_reason == "error"]
-    assert failed
-    assert all(d.metadata["failure"] in ("failed", "unparseable") for d in failed)
+    assert {d.metadata["drop_reason"] for d in failed} >= {"failed"}
+    assert all(d.metadata["drop_reason"] == d.metadata["failure"] for d in failed)
+    assert set(counts["dropped"]) == {d.metadata["drop_reason"] for d in dropped}
     assert all(re.fullmatch(r"model@\w{12}", d.generator) for d in kept)
 
 
@@ -254,6 +284,16 @@ def test_more_tries_ask_again_only_for_what_could_not_be_parsed(step, tokenizer)
     second = step("faq", tries=4, engine=engine)
     assert second["documents"] > first["documents"]
     assert second["requests"] == first["requests"] + len(engine.asked)
+
+
+def test_answers_of_another_form_are_counted_by_that_reason(step):
+    def script(request):
+        return "no pairs" if request.prompt.count("ba") % 2 else whole_answer(request)
+
+    counts = step("faq", script=script)
+    assert set(counts["dropped"]) == {"unparseable"}
+    assert counts["documents"] + counts["dropped"]["unparseable"] == 40
+    assert counts["requests"] == counts["documents"] + 3 * counts["dropped"]["unparseable"]
 
 
 def test_another_prompt_in_the_same_folder_is_refused(step, tmp_path):
