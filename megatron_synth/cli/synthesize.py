@@ -131,11 +131,10 @@ def synthesize(
     if not model.is_dir():
         raise ConfigError("no such folder", where=model)
     loaded = Tokenizer.load(tokenizer or model)
-    generator = describe_generator(settings, model, loaded, None)
     content = {
-        "input": fingerprint(documents) if documents else None,
-        "generator": generator.name,
         "prompts": [prompt.identity for prompt in load_prompts(settings)],
+        "input": fingerprint(documents) if documents else None,
+        "generator": describe_generator(settings, model, loaded, None).name,
     }
     dumped = settings.model_dump(mode="json")
     decides = {name: value for name, value in dumped.items() if name not in {*_HOW, "prompt_file"}}
