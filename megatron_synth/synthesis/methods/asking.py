@@ -94,9 +94,9 @@ class Asking:
         self.inputs = inputs
         self._prompt = prompt
         self._max_tokens = max_tokens
-        # Another server ends answers by itself, and need not know this setting of vLLM's.
-        kind = setting.config.engine.kind
-        self._stop_ids = (setting.tokenizer.eos_id,) if kind == "vllm" else ()
+        # Somebody else's server ends answers by itself, and need not know this setting of vLLM's.
+        foreign = setting.config.engine.kind == "endpoint"
+        self._stop_ids = () if foreign else (setting.tokenizer.eos_id,)
 
     def items(self, shard: int, shards: int) -> Iterator[Item]:
         """See `contract.Method.items`."""
