@@ -8,6 +8,7 @@ from pydantic import Discriminator, Tag
 
 from megatron_synth.engines.endpoint import EndpointConfig, EndpointEngine
 from megatron_synth.engines.requests import Engine
+from megatron_synth.engines.server import ServerConfig, ServerEngine
 from megatron_synth.engines.vllm_engine import VllmConfig, VllmEngine
 from megatron_synth.tokens import Tokenizer
 
@@ -20,11 +21,13 @@ def _kind_of(value: Any) -> Any:
 
 
 EngineConfig = Annotated[
-    Annotated[VllmConfig, Tag("vllm")] | Annotated[EndpointConfig, Tag("endpoint")],
+    Annotated[VllmConfig, Tag("vllm")]
+    | Annotated[ServerConfig, Tag("server")]
+    | Annotated[EndpointConfig, Tag("endpoint")],
     Discriminator(
         _kind_of,
         custom_error_type="engine_kind",
-        custom_error_message="kind must be vllm (the default) or endpoint",
+        custom_error_message="kind must be vllm (the default), server or endpoint",
     ),
 ]
 """Settings of an engine; `kind` says which one, and `vllm` need not be said."""
@@ -55,6 +58,8 @@ def make_engine(
         return EndpointEngine(config)
     if model_folder is None:
         raise ValueError(f"an engine of kind {config.kind} needs a model folder")
+    if isinstance(config, ServerConfig):
+        return ServerEngine(config, model_folder, tokenizer=tokenizer, banned_ids=banned_ids)
     return VllmEngine(config, model_folder, tokenizer=tokenizer, banned_ids=banned_ids)
 
 

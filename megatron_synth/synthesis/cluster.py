@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from megatron_synth.config import RunError
-from megatron_synth.engines.vllm_engine import WAIT_POLICY
+from megatron_synth.engines.vllm_settings import WAIT_POLICY
 from megatron_synth.runs import get_logger
 from megatron_synth.synthesis.config import RayConfig
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from vllm_session import BANNED
+from vllm_session import BANNED, HOSTILE, REPEATING
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def session(tmp_path_factory):
 
 
 def test_every_request_is_answered_once(session):
-    assert len(session["order"]) == len(set(session["order"])) == len(session["answers"]) == 53
+    assert len(session["order"]) == len(set(session["order"])) == len(session["answers"]) == 61
 
 
 def test_lengths_and_finish_reasons_are_right(session):
@@ -43,9 +43,10 @@ def test_lengths_and_finish_reasons_are_right(session):
 
 
 def test_banned_ids_are_never_sampled(session):
-    seen = {i for answer in session["answers"].values() for i in answer["token_ids"]}
-    assert not seen.intersection(BANNED)
-    assert len(seen) > 50
+    for answers in (session["answers"], session["guessed"]):
+        seen = {i for answer in answers.values() for i in answer["token_ids"]}
+        assert not seen.intersection(BANNED)
+        assert len(seen) > 50
 
 
 def test_the_seed_decides_the_answer(session):
@@ -59,6 +60,26 @@ def test_a_stop_id_ends_the_answer_and_is_left_out_of_it(session):
     assert answer["finish_reason"] == "stop"
     assert answer["output_tokens"] == len(answer["token_ids"]) + 1
     assert not [i for i in answer["token_ids"] if i % 4 == 0]
+
+
+def test_text_goes_as_a_chat_whose_end_ends_the_answer(session):
+    """2 is `<|im_end|>`, 0 the tokenizer's EOS; the document spells the first and never gets it."""
+    answers = [session["answers"][f"chat{n}"] for n in range(6)]
+    assert len({answer["prompt_tokens"] for answer in answers}) == 1
+    assert answers[0]["prompt_tokens"] > len(HOSTILE) // 2
+    assert not {i for answer in answers for i in answer["token_ids"]} & {0, 2}
+    stopped = [answer for answer in answers if answer["finish_reason"] == "stop"]
+    assert stopped
+    assert all(a["output_tokens"] == len(a["token_ids"]) + 1 for a in stopped)
+    assert all(answer["text"] for answer in answers if len(answer["token_ids"]) > 5)
+
+
+def test_guessed_tokens_change_no_greedy_answer_and_save_steps(session):
+    for n in range(len(REPEATING)):
+        plain, guessed = session["answers"][f"greedy{n}"], session["guessed"][f"greedy{n}"]
+        assert guessed["token_ids"] == plain["token_ids"]
+        assert guessed["output_tokens"] == 80
+    assert session["steps"] < 80
 
 
 def test_prompts_that_fill_the_context_are_answered_with_seeds(session):
