@@ -12,7 +12,7 @@ def make_scannable() -> None:
     well, and the look ends vLLM with an AttributeError. Shingles are hashed by numba, so that a
     step that goes on from its log has it before its engine.
     """
-    ffi = sys.modules.get("llvmlite.binding.ffi")
+    ffi: Any = sys.modules.get("llvmlite.binding.ffi")
     if ffi is not None and not isinstance(getattr(ffi.lib, "__dict__", {}), dict):
         ffi.lib = _Library(ffi.lib)  # its users look it up in the module each time
 

@@ -9,6 +9,7 @@ from megatron_synth.config import ConfigError, DataError
 from megatron_synth.engines.model_folder import read_model_folder
 from megatron_synth.engines.prompt_ids import PromptIds
 from megatron_synth.engines.requests import Completion, Request, Sampling
+from megatron_synth.engines.scannable import make_scannable
 from megatron_synth.engines.vllm_errors import explain
 from megatron_synth.engines.vllm_settings import (
     VllmSettings,
@@ -71,6 +72,7 @@ class VllmEngine:
         try:
             from vllm import EngineArgs, LLMEngine
 
+            make_scannable()
             arguments = engine_arguments(config, self.model, banned)
             self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         except Exception as error:
