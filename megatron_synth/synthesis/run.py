@@ -17,6 +17,7 @@ from megatron_synth.corpus import Document, document_writer, list_files, read_do
 from megatron_synth.corpus.document import from_record
 from megatron_synth.engines import Engine, RequestLog
 from megatron_synth.engines import make_engine as start_engine
+from megatron_synth.engines.vllm_settings import VllmSettings
 from megatron_synth.runs import Progress, hash_file, hash_json, write_json
 from megatron_synth.synthesis.card import CARD, write_card
 from megatron_synth.synthesis.config import SynthesisConfig
@@ -24,7 +25,7 @@ from megatron_synth.synthesis.contract import Method
 from megatron_synth.synthesis.filters import FilterContext
 from megatron_synth.synthesis.generator import Generator, describe_generator
 from megatron_synth.synthesis.identity import product_hash, run_hash
-from megatron_synth.synthesis.methods.defaults import PROMPTLESS
+from megatron_synth.synthesis.methods.defaults import DEFAULTS, PROMPTLESS
 from megatron_synth.synthesis.methods.making import load_prompts, make_method
 from megatron_synth.synthesis.places import Places
 from megatron_synth.synthesis.seeds import SeedStore, build_seeds
@@ -197,8 +198,15 @@ def _start_engine(
     config: SynthesisConfig, model_folder: Path, tokenizer_folder: Path, generator: Generator
 ) -> Engine:
     """Without a tokenizer where prompts and answers are token ids: the method has its own."""
+    import torch
+
     tokenizer = None if config.method in PROMPTLESS else Tokenizer.load(tokenizer_folder)
-    return start_engine(config.engine, model_folder, tokenizer, generator.banned)
+    engine = config.engine
+    if isinstance(engine, VllmSettings) and engine.speculation is None:
+        # On a CPU the tokens that were guessed wrong cost as much as right ones.
+        pays = DEFAULTS[config.method].repeats_source and torch.cuda.is_available()
+        engine = engine.model_copy(update={"speculation": "ngram" if pays else "off"})
+    return start_engine(engine, model_folder, tokenizer, generator.banned)
 
 
 def _merge(

@@ -21,6 +21,7 @@ from megatron_synth.synthesis import (
     Generator,
     SynthesisConfig,
     load_prompts,
+    run,
     synthesize,
 )
 from megatron_synth.synthesis.methods.making import make_method
@@ -312,6 +313,30 @@ def test_a_step_whose_every_document_is_dropped_fails_and_says_why(step):
 def test_a_method_with_a_source_needs_documents(step):
     with pytest.raises(ConfigError, match="faq needs documents"):
         step("faq", seeds=None)
+
+
+@pytest.mark.parametrize(
+    ("method", "gpu", "asked", "speculation"),
+    [
+        ("rephrase_hq", True, None, "ngram"),
+        ("rephrase_hq", True, "off", "off"),
+        ("rephrase_hq", False, None, "off"),
+        ("rephrase_hq", False, "ngram", "ngram"),
+        ("textbook", True, None, "off"),
+        ("latent_thoughts", True, None, "off"),
+    ],
+)
+def test_tokens_are_guessed_on_a_gpu_where_answers_repeat_their_source(
+    method, gpu, asked, speculation, monkeypatch, tokenizer, tmp_path
+):
+    started = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr(run, "start_engine", lambda *arguments: started.append(arguments))
+    config = SynthesisConfig(method=method, engine={"speculation": asked})
+    run._start_engine(config, tmp_path, tokenizer.folder, Generator("g@0", 8192, (3,)))
+    [(engine, folder, used, banned)] = started
+    assert engine.speculation == speculation
+    assert (folder, used.fingerprint, banned) == (tmp_path, tokenizer.fingerprint, (3,))
 
 
 def test_documents_with_the_spelling_of_fields_and_control_tokens_go_through(step, tmp_path):

@@ -37,6 +37,7 @@ class Defaults:
         max_input_tokens: Longest source text in a prompt; None leaves it to the context.
         target_tokens: What an answer should have on average, where the paper or prompt says it.
         long_input: What becomes of a longer source; None where the method has no such choice.
+        repeats_source: Answers take over runs of words, so that guessing them from the prompt pays.
     """
 
     temperature: float
@@ -45,13 +46,17 @@ class Defaults:
     max_input_tokens: int | None
     target_tokens: int | None = None
     long_input: LongInput | None = "cut"
+    repeats_source: bool = False
 
 
-_SYNPRO = Defaults(1.0, 0.9, 2048, 2048)  # SynPro 3.3; the structured forms share its setting
+# SynPro 3.3; the structured forms share its setting.
+_SYNPRO = Defaults(1.0, 0.9, 2048, 2048, repeats_source=True)
 DEFAULTS: dict[str, Defaults] = {
     "sbp": Defaults(1.0, 0.9, None, None, long_input=None),  # SBP A.2
-    "rephrase_hq": Defaults(0.7, 0.95, 1024, 2048, 550),  # demystifying A.1.2, B
-    "rephrase_qa": Defaults(0.7, 0.95, 1024, 2048, 550),
+    "rephrase_hq": Defaults(
+        0.7, 0.95, 1024, 2048, 550, repeats_source=True
+    ),  # demystifying A.1.2, B
+    "rephrase_qa": Defaults(0.7, 0.95, 1024, 2048, 550, repeats_source=True),
     "rephrase_faithful": _SYNPRO,
     "reformat": _SYNPRO,
     "faq": _SYNPRO,
@@ -63,6 +68,6 @@ DEFAULTS: dict[str, Defaults] = {
     # Megadocs 4.2: whole prefix and suffix, so that cutting would not be the method.
     "latent_thoughts": Defaults(1.0, 1.0, 512, None, 424, "skip"),
     # Nemotron-CC's own pipelines of NeMo Curator.
-    "nemotron_cc": Defaults(0.5, 0.9, 2048, 2048),
+    "nemotron_cc": Defaults(0.5, 0.9, 2048, 2048, repeats_source=True),
     "self_distill": Defaults(1.0, 1.0, None, None, long_input=None),  # megadocs 5
 }
