@@ -10,12 +10,21 @@ from megatron_synth.corpus import Document
 from megatron_synth.runs import atomic_write
 from megatron_synth.synthesis.config import SynthesisConfig
 from megatron_synth.synthesis.filters import REASONS
+from megatron_synth.synthesis.methods.defaults import PROMPTLESS
 
 CARD = "README.md"
 _SAMPLES = 3
 _SAMPLE_CHARACTERS = 1200
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
 _LARGER = ((10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))
+
+_INPUTS = {
+    "seeds_too_long": "Source documents too long to be drawn",
+    "inputs_cut": "Source documents of which the beginning was used",
+    "inputs_chunked": "Source documents that were asked about in pieces",
+    "inputs_skipped": "Source documents left out, too long",
+    "inputs_too_short": "Source documents left out, too short",
+}
 
 
 def write_card(
@@ -54,7 +63,9 @@ def write_card(
         ("Tokens, with one end of text a document", f"{counts['tokens']:,}"),
         ("Requests", f"{counts['requests']:,}"),
         ("Tokens generated for them", f"{counts['output_tokens']:,}"),
-        ("Source documents", f"{counts['seeds']:,}"),
+        ("Source documents", f"{counts['seeds']:,}" if counts["seeds"] else None),
+        ("Generations of each", config.generations if config.method not in PROMPTLESS else None),
+        *((_INPUTS[name], f"{counts[name]:,}") for name in _INPUTS if counts.get(name)),
     ]
     lines = [
         "---",

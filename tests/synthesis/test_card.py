@@ -51,6 +51,16 @@ def test_generator_sampling_counts_and_every_drop_reason_are_named(tmp_path):
     assert header(text)["license"] == "other"
 
 
+def test_what_became_of_long_sources_is_named_where_it_happened(tmp_path):
+    counts = {**COUNTS, "inputs_cut": 1007, "inputs_too_short": 0}
+    text = card(tmp_path, [document(1)], counts, method="rephrase_hq", generations=4)
+    assert "- Generations of each: 4" in text
+    assert "- Source documents of which the beginning was used: 1,007" in text
+    assert "too short" not in text.split("## Filters")[0]
+    assert "temperature 0.7, top-p 0.95" in text
+    assert "Generations" not in card(tmp_path, [document(1)])
+
+
 def test_samples_are_indented_blocks_that_end_nothing_and_start_nothing(tmp_path):
     text = card(tmp_path, [document(1, HOSTILE), document(2, "x" * 5000)])
     _, samples = text.split("## Samples\n")
