@@ -38,8 +38,6 @@ def make_engine(
     model_folder: Path | None,
     tokenizer: Tokenizer | None = None,
     banned_ids: Iterable[int] = (),
-    *,
-    repeats_source: bool = False,
 ) -> Engine:
     """Start the engine that `config` describes.
 
@@ -50,8 +48,6 @@ def make_engine(
             itself.
         banned_ids: Token ids that are never sampled. An endpoint knows no such thing: what it
             sends is text, from which it leaves out control tokens itself.
-        repeats_source: The answers repeat much of their prompts: speculation pays, and is on
-            where the config does not say.
 
     Raises:
         DataError: The model folder is missing or damaged.
@@ -62,8 +58,6 @@ def make_engine(
         return EndpointEngine(config)
     if model_folder is None:
         raise ValueError(f"an engine of kind {config.kind} needs a model folder")
-    if repeats_source and config.speculation is None:
-        config = config.model_copy(update={"speculation": "ngram"})
     if isinstance(config, ServerConfig):
         return ServerEngine(config, model_folder, tokenizer=tokenizer, banned_ids=banned_ids)
     return VllmEngine(config, model_folder, tokenizer=tokenizer, banned_ids=banned_ids)

@@ -11,7 +11,6 @@ from megatron_synth.engines import (
     gpus_of,
     make_engine,
 )
-from megatron_synth.engines import config as config_module
 
 
 class Step(Config):
@@ -60,21 +59,6 @@ def test_an_unknown_kind_names_the_known_ones(engine):
 def test_a_wrong_key_is_named_with_the_nearest_one_of_its_own_kind(engine, near):
     with pytest.raises(ConfigError, match=f"did you mean '{near}'"):
         read({"engine": engine})
-
-
-@pytest.mark.parametrize(
-    ("speculation", "repeats_source", "expected"),
-    [(None, True, "ngram"), (None, False, None), ("off", True, "off"), ("ngram", False, "ngram")],
-)
-def test_speculation_is_on_for_answers_that_repeat_unless_the_config_says(
-    monkeypatch, tmp_path, speculation, repeats_source, expected
-):
-    started = []
-    monkeypatch.setattr(
-        config_module, "VllmEngine", lambda config, *_, **__: started.append(config)
-    )
-    make_engine(VllmConfig(speculation=speculation), tmp_path, repeats_source=repeats_source)
-    assert started[0].speculation == expected
 
 
 def test_an_endpoint_needs_no_model_folder_and_no_gpu():
