@@ -287,6 +287,8 @@ class Shard:
 
     def _end_of_items(self) -> None:
         state = self.state
+        # A cap that is just as large as the work cuts nothing off.
+        self._exhausted = self._exhausted or next(self._items, None) is None
         if self._target is None and self._exhausted:
             return
         ended = (

@@ -176,6 +176,22 @@ def test_documents_that_end_before_the_target_say_so(tmp_path, tokenizer, docume
     assert len(step.run(None)) == 40
 
 
+def test_a_cap_below_the_work_needs_leave_and_one_that_is_as_large_does_not(
+    tmp_path, tokenizer, documents
+):
+    config = SynthesisConfig(method="rephrase_hq", max_requests=40, **SMALL)
+    step = Step(tmp_path, tokenizer, documents, config)
+    engine = ScriptedEngine(tokenizer, whole_answer)
+    assert len(step.run(engine)) == 40
+    step.config = config.model_copy(update={"max_requests": 15})
+    with pytest.raises(
+        RunError, match=r"15 requests, the most that max_requests allows, gave \d+ t"
+    ):
+        step.run(None)
+    step.config = step.config.model_copy(update={"allow_short": True})
+    assert len(step.run(None)) == 15
+
+
 def test_a_broken_engine_stops_the_step_early(tmp_path, tokenizer, documents):
     config = SynthesisConfig(method="textbook", **SMALL)
     step = Step(tmp_path, tokenizer, documents, config)
