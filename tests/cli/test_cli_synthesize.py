@@ -207,7 +207,7 @@ def test_vllm_killed_in_the_middle_writes_every_document_once(folder):
     save_tiny_llama(folder / "model", vocab_size=vocabulary, context=2048)
     command = [
         "rephrase_hq",
-        *arguments(None, "--prompt-file", "mine.md", "--generations", "20", "--json"),
+        *arguments(None, "--prompt-file", "mine.md", "--generations", "8", "--json"),
         *("ray.executor=inline", "engine.concurrency=4", "max_output_tokens=60"),
         *("filters.finished=false", "filters.min_tokens=0", "filters.repeated_shingle=false"),
     ]
@@ -217,14 +217,14 @@ def test_vllm_killed_in_the_middle_writes_every_document_once(folder):
             [*VERB, *command], cwd=folder, env=environment(), stdout=errors, stderr=errors
         )
         give_up = time.monotonic() + 600
-        while first.poll() is None and len(answered(log)) < 20:
+        while first.poll() is None and len(answered(log)) < 12:
             assert time.monotonic() < give_up
             time.sleep(0.02)
         assert first.poll() is None, (folder / "stderr.txt").read_text()[-3000:]
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
     before = answered(log)
-    assert len(before) < 240
+    assert len(before) < 96
     done = run(folder, *command, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     after = answered(log)
@@ -238,10 +238,10 @@ def test_vllm_killed_in_the_middle_writes_every_document_once(folder):
         for document in read_documents(folder / "out" / f"{name}.jsonl.zst")
     ]
     assert {(d.source_id, d.generation) for d in made} == {
-        (f"doc-{n}", g) for n in range(12) for g in range(20)
+        (f"doc-{n}", g) for n in range(12) for g in range(8)
     }
-    assert len(made) == 240
-    assert len({d.text for d in made}) > 200  # the generations differ
+    assert len(made) == 96
+    assert len({d.text for d in made}) > 80  # the generations differ
 
 
 def answered(log: Path) -> dict[str, str]:
