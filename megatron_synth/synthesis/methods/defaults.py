@@ -67,7 +67,7 @@ DEFAULTS: dict[str, Defaults] = {
     "textbook": Defaults(0.7, 0.95, 1024, 2048, 5000),
     # Megadocs 4.2: whole prefix and suffix, so that cutting would not be the method.
     "latent_thoughts": Defaults(1.0, 1.0, 512, None, 424, "skip"),
-    # Our choice: Curator's stages name none, and its default (temperature 0, one seed) repeats itself.
+    # Our choice: Curator's stages name none; its default (temperature 0, one seed) repeats itself.
     "nemotron_cc": Defaults(0.5, 0.9, 2048, 2048, repeats_source=True),
     "self_distill": Defaults(1.0, 1.0, None, None, long_input=None),  # megadocs 5
 }
