@@ -5,7 +5,6 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +117,8 @@ class RequestLog:
         """
         if completion.key in self._places:
             raise ValueError(f"{completion.key} has an answer already")
-        fields = asdict(completion)
-        del fields["key"]
+        # Not `asdict`, which copies every single token id: a third of what an answer costs here.
+        fields = {name: value for name, value in vars(completion).items() if name != "key"}
         place, size = self._append(_ANSWERED, completion.key, fields)
         self._places[completion.key] = (place, size)
         if not self._waiting:

@@ -1,7 +1,7 @@
 """What goes into an engine and what comes out: plain records, the same for every engine."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 
@@ -25,7 +25,7 @@ class Sampling:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as JSON can hold them."""
-        return {**asdict(self), "stop_ids": list(self.stop_ids)}
+        return {**vars(self), "stop_ids": list(self.stop_ids)}
 
 
 @dataclass(frozen=True)
