@@ -67,14 +67,9 @@ def one_rank(tmp_path_factory):
 @pytest.mark.parametrize(
     ("model", "layout"),
     [
-        ("quickstart", TENSOR),
-        ("quickstart", PIPELINE),
         ("quickstart", DATA),
         ("tied", TENSOR),
         ("tied", PIPELINE),
-        ("moe", TENSOR),
-        ("moe", PIPELINE),
-        ("moe", EXPERT),
         ("moe", {**TENSOR, **EXPERT}),
     ],
     ids=lambda value: value if isinstance(value, str) else "+".join(value) or "data_parallel",
