@@ -2,10 +2,8 @@
 
 import json
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,13 +28,13 @@ from megatron_synth.synthesis.methods.making import load_prompts, make_method
 from megatron_synth.synthesis.places import Places
 from megatron_synth.synthesis.seeds import SeedStore, build_seeds
 from megatron_synth.synthesis.state import read_state
+from megatron_synth.synthesis.watching import watch
 from megatron_synth.tokens import Tokenizer
 
 DOCUMENTS = "documents.jsonl.zst"
 DROPPED = "dropped.jsonl.zst"
 COUNTS = "counts.json"
 _WORK = ".work"
-_WATCH_SECONDS = 0.5
 _TOTALS = (
     "requests",
     "documents",
@@ -156,7 +154,8 @@ def _produce(
     if open_shards:
         progress.phase("starting Ray and the engine")
         stage = GenerationStage(config, places, run, make_method, make_engine, context=context)
-        with _watch(progress, config, places, method.total):
+        gpus = stage.resources.gpus
+        with watch(progress, config, places, method.total, gpus):
             run_stages(config, places, stage, open_shards)
     progress.phase("writing documents")
     return _merge(config, places, run, tokenizer, out)
@@ -254,35 +253,3 @@ def _read_part(path: Path) -> Iterator[Document]:
     with zstandard.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield from_record(json.loads(line), default_id="")
-
-
-@contextmanager
-def _watch(
-    progress: Progress, config: SynthesisConfig, places: Places, items: int | None
-) -> Iterator[None]:
-    """Show what the workers write into their state files."""
-    stop = threading.Event()
-
-    def loop() -> None:
-        started = False
-        while not stop.wait(_WATCH_SECONDS):
-            paths = [places.state(number) for number in range(config.shards)]
-            states = [read_state(path) for path in paths if path.is_file()]
-            if not states:
-                continue
-            kept = sum(state.kept_tokens for state in states)
-            documents, settled = (sum(getattr(s, n) for s in states) for n in ("kept", "settled"))
-            done = settled if config.tokens is None else min(kept, config.tokens)
-            if not started:
-                unit = "documents" if config.tokens is None else "tokens"
-                progress.phase("generating", config.tokens or items, unit, done)
-                started = True
-            progress.update(done, note=f"{documents} of {settled} documents kept")
-
-    thread = threading.Thread(target=loop, name="synthesis-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()

@@ -89,7 +89,7 @@ class GenerationStage(ProcessingStage[ShardTask, DocumentBatch]):
         context: FilterContext = NO_CONTEXT,
     ) -> None:
         self.context = context
-        self.resources = Resources(cpus=cpus, gpus=_gpus_of_an_engine(config))
+        self.resources = Resources(cpus=cpus, gpus=gpus_of_an_engine(config))
         self._config = config
         self._places = places
         self._run = run
@@ -256,8 +256,12 @@ def _with_reason(document: Document, reason: str) -> Document:
     )
 
 
-def _gpus_of_an_engine(config: SynthesisConfig) -> float:
-    """What Ray must reserve; asking for more than there is would wait for ever."""
+def gpus_of_an_engine(config: SynthesisConfig) -> float:
+    """GPUs that Ray must reserve for an engine, 0 without GPUs or where it runs elsewhere.
+
+    Raises:
+        ConfigError: More are asked for than there are: Ray would wait for ever.
+    """
     import torch
 
     there = torch.cuda.device_count()
