@@ -143,8 +143,10 @@ def test_a_flipped_byte_never_costs_another_row(tmp_path_factory, data):
     quarantine = Quarantine()
     found = [d.text for d in read_documents(path, quarantine=quarantine)]
     others = [json.loads(line)["text"] for i, line in enumerate(GOOD[:8]) if i != which]
-    assert [t for t in found if t in others] == others
-    assert quarantine.good + quarantine.bad == 8
+    assert (len(found), quarantine.bad) in {(8, 0), (7, 1)}
+    # A row that is read all the same may say just what another one says: go by its place.
+    rest = found[:which] + found[which + 1 :] if len(found) == 8 else found
+    assert rest == others
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])

@@ -112,7 +112,7 @@ def test_two_ranks_give_the_losses_of_one(tmp_path, layout):
     two = run(tmp_path / "two", 2, **{layout: 2})
     assert len(one) == 4
     for mine, expected in zip(two, one, strict=True):
-        assert mine == pytest.approx(expected, rel=1e-5)
+        assert mine == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path):

@@ -127,4 +127,4 @@ def test_the_distributed_optimizer_goes_on_where_it_stood(model, before, after, 
     if before == after:
         assert got == expected
     for ours, theirs in zip(got, expected, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5)
+        assert ours == pytest.approx(theirs, rel=1e-4)
