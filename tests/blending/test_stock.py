@@ -158,7 +158,7 @@ def test_epochs_are_those_that_stock_makes(three, tmp_path):
     surplus=st.sampled_from([0.0, 0.005, 0.1]),
 )
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_the_last_epoch_is_apart_exactly_where_stock_shuffles_it_apart(
     make_corpus, tmp_path, lengths, epochs, surplus
