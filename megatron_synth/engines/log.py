@@ -17,12 +17,12 @@ from megatron_synth.runs.atomic import disk_errors
 
 _LOG = get_logger(__name__)
 
-_HEADER, _ASKED, _ANSWERED = b"H", b"Q", b"A"
+_HEADER, _ASKED, _FAILED, _ANSWERED = b"H", b"Q", b"F", b"A"
 _CHECKSUM_DIGITS = 16
 
 
 class RequestLog:
-    """An append-only file of requests asked and answers received, for one shard.
+    """An append-only file of requests asked, failed and answered, for one shard.
 
     One record a line: checksum (xxh3, 64 bits), kind, key, JSON. A record is written through to
     the operating system at once, so that it survives `kill -9`; `commit` makes all records
@@ -109,6 +109,11 @@ class RequestLog:
         self._asked.add(key)
         self._append(_ASKED, key, None)
 
+    def note_failure(self, key: str) -> None:
+        """Note that the engine failed at `key`, which is no answer: to ask it anew is no loss."""
+        self._asked.discard(key)
+        self._append(_FAILED, key, None)
+
     def append(self, completion: Completion) -> None:
         """Write an answer; it counts after the next `commit`.
 
@@ -183,6 +188,8 @@ class RequestLog:
                 elif kind == _ASKED:
                     self.asked_again += key in self._asked
                     self._asked.add(key)
+                elif kind == _FAILED:
+                    self._asked.discard(key)
                 elif key in self._places:
                     raise DataError(f"{key} is answered twice", where=self.path)
                 else:

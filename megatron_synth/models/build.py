@@ -5,7 +5,10 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
+from megatron.core.transformer.moe.moe_utils import (
+    MoEAuxLossAutoScaler,
+    get_moe_layer_wise_logging_tracker,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_synth.models.chunks import ModelChunks
@@ -174,6 +177,9 @@ def build_model(
     )
     # Megatron-Core keeps one table of router losses a process, as long as its first model is deep.
     get_moe_layer_wise_logging_tracker().clear()
+    # And one scale of them, in the shape in which it came first; a backward pass outside
+    # Megatron-Core's schedules gives it another shape, which the schedules then refuse.
+    MoEAuxLossAutoScaler.main_loss_backward_scale = None
 
     def part(stage: int | None) -> CausalModel:
         where = {"ignore_virtual": False, "vp_stage": stage}

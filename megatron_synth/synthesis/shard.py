@@ -207,6 +207,7 @@ class Shard:
             engine.submit(self._asked[key][1])
             return
         self._held.append(completion)
+        self._log.note_failure(key)
         if len(self._held) >= _FAILURES_BEFORE_STOP:
             self._raise_engine_fails()
 

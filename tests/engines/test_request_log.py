@@ -85,6 +85,22 @@ def test_work_goes_on_after_a_cut(tmp_path):
     assert len(found) == 3
 
 
+def test_what_failed_is_not_lost_and_counts_as_no_repetition(tmp_path):
+    """Only what was in flight at a kill is paid for twice."""
+    path = tmp_path / "log"
+    key = answer(0).key
+    with RequestLog(path, "run") as log:
+        log.ask(key)
+        log.note_failure(key)
+    with RequestLog(path, "run") as log:
+        assert key not in log
+        log.ask(key)
+        assert log.asked_again == 0
+    with RequestLog(path, "run") as log:
+        log.ask(key)
+        assert log.asked_again == 1
+
+
 @given(place=st.integers(min_value=0), flip=st.integers(min_value=1, max_value=255))
 @settings(max_examples=60, deadline=None)
 def test_damage_never_changes_an_answer(tmp_path_factory, place, flip):
