@@ -300,7 +300,7 @@ KINDS: Mapping[str, Kind] = {
     "tune_synthesizer": Kind(tune_synthesizer),
     "export": Kind(export),
     "embed": Kind(embed),
-    "find_pairs": Kind(find_pairs),
+    "find_pairs": Kind(find_pairs, version=2),
     "synthesize": Kind(synthesize),
     "evaluate": Kind(evaluate),
     "compare": Kind(compare),

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from megatron_synth.config import DataError
 from megatron_synth.pairing.config import PairConfig
 from megatron_synth.pairing.duplicates import SharesText, shingle_test
-from megatron_synth.pairing.neighbours import Candidates, find_neighbours, load_vectors
+from megatron_synth.pairing.neighbours import Candidates, find_neighbours
 from megatron_synth.pairing.summary import describe, too_few
+from megatron_synth.pairing.vectors import load_vectors
 from megatron_synth.runs import Progress, atomic_write, get_logger, write_json
 
 _log = get_logger(__name__)
@@ -55,7 +56,8 @@ def find_pairs(
 
     Returns:
         Counts: `pairs`, `threshold`, `documents`, `documents_as_d1`, `documents_as_d2`, `index`,
-        `candidates`, and `dropped` by reason.
+        `search` (how it was set and its recall; empty for exact search), `candidates`, and
+        `dropped` by reason.
 
     Raises:
         DataError: Files that do not fit each other, or fewer than `min_pairs` pairs: the message
@@ -84,6 +86,7 @@ def find_pairs(
             config.neighbours,
         )
     report = describe(config, candidates, selection, ids, texts)
+    report["counts"]["search"] = candidates.search
     out.mkdir(parents=True, exist_ok=True)
     _write_pairs(out / "pairs.parquet", candidates, selection.kept)
     write_json(out / "report.json", report)
