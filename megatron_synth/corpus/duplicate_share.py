@@ -71,6 +71,11 @@ class DuplicateSample:
         """Texts that were added."""
         return self._seen
 
+    @property
+    def kept(self) -> int:
+        """Texts in the sample."""
+        return min(self._seen, self._limit)
+
     def add(self, texts: Sequence[str]) -> None:
         """Add a block of texts; about 40 MB/s a core."""
         slots: dict[int, str] = {}  # a later text may take the place of an earlier one
@@ -94,14 +99,23 @@ class DuplicateSample:
             if empty:
                 self._wordless.add(slot)
 
-    def count(self, progress: Progress | None = None) -> DuplicateCount:
-        """Compare all; ends the sample, whose memory is used up."""
+    def count(self, among: int | None = None, progress: Progress | None = None) -> DuplicateCount:
+        """Compare all; this ends the sample, whose memory is used up.
+
+        Args:
+            among: Compare only so many of them, drawn uniformly: a share grows with the number of
+                documents, so two corpora are comparable at the same one. The sample stays.
+            progress: Counts bands.
+        """
         from megatron_synth.corpus import duplicate_kernels
 
-        documents = min(self._seen, self._limit)
+        documents = self.kept
         kept = np.ones(documents, bool)
+        if among is not None and among < documents:
+            kept[np.random.default_rng(0).permutation(documents)[among:]] = False
+            documents = among
         kept[list(self._wordless)] = False
-        signatures = self._take_rows(kept)
+        signatures = self._take_rows(kept, free=among is None)
         has_one = np.zeros(len(signatures), bool)
         repeats = np.zeros(len(signatures), bool)
         keys = np.empty(len(signatures), np.uint64)
@@ -121,8 +135,8 @@ class DuplicateSample:
             _log.info("%d comparisons of documents ended after %d others", cut, _MOST_COMPARED)
         return DuplicateCount(documents, int(has_one.sum()), int(repeats.sum()))
 
-    def _take_rows(self, kept: NDArray[np.bool_]) -> NDArray[np.uint32]:
-        """All kept signatures in one matrix; each chunk is freed once it is copied."""
+    def _take_rows(self, kept: NDArray[np.bool_], *, free: bool) -> NDArray[np.uint32]:
+        """All kept signatures in one matrix; with `free`, each chunk goes once it is copied."""
         signatures = np.empty((int(kept.sum()), _SLOTS), np.uint32)
         end = 0
         for number in range(len(self._chunks)):
@@ -130,7 +144,8 @@ class DuplicateSample:
             rows = self._chunks[number][: len(chunk)][chunk]
             signatures[end : end + len(rows)] = rows
             end += len(rows)
-            self._chunks[number] = np.empty((0, _SLOTS), np.uint32)
+            if free:
+                self._chunks[number] = np.empty((0, _SLOTS), np.uint32)
         return signatures
 
 

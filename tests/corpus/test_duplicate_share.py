@@ -124,6 +124,15 @@ def test_a_sample_is_uniform_over_all_that_was_added_and_drawn_by_seed():
     assert (sample.seen, sample.count().documents) == (300, 60)
 
 
+def test_fewer_of_a_sample_can_be_compared_first():
+    sample = DuplicateSample(1000)
+    sample.add([text("same")] * 30 + [text(n) for n in range(30)])
+    few = sample.count(among=20)
+    assert few.documents == 20
+    assert few.repeats == few.with_duplicate - 1 > 3
+    assert sample.count(among=90) == sample.count() == DuplicateCount(60, 30, 29)
+
+
 def test_real_near_duplicates_are_found(real_data):
     with gzip.open(real_data / "corpus/gov_web.jsonl.gz", "rt", encoding="utf-8") as rows:
         texts = [json.loads(row)["text"] for row in rows][:180]
