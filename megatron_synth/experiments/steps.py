@@ -15,11 +15,13 @@ _HOW_TO_TRAIN = frozenset(
 )
 _HOW_TO_SYNTHESIZE = frozenset(
     {
-        *("engine", "ray", "workers", "tries"),
+        *("engine", "ray", "workers", "tries", "mideval"),
         *("max_requests", "allow_short", "min_kept_share", "min_kept_after"),
     }
 )
 """Settings that a user may change in the middle of a step: they are not in its address."""
+_OF_PAIRS = frozenset({"pairs_per_window", "validation_pairs"})
+"""Settings of synthesizer tuning that are no training run's."""
 
 
 def steps_of(config: ExperimentConfig, source: str) -> Iterator[Step]:
@@ -120,13 +122,23 @@ def _sbp_steps(config: ExperimentConfig) -> Iterator[Step]:
         _json(config.pairing),
         {"split": "corpus.split", "embeddings": "embed"},
     )
+    yield Step(
+        "pairs.split",
+        "split_pairs",
+        {"validation_pairs": tuning.validation_pairs, "seed": config.blend_seed},
+        {"pairs": "pairs"},
+    )
     yield _training(
         "train.synthesizer",
         "tune_synthesizer",
         tuning,
-        {"model": _json(config.model), "seed": config.blend_seed},
         {
-            "pairs": "pairs",
+            "model": _json(config.model),
+            "seed": config.blend_seed,
+            "pairs_per_window": tuning.pairs_per_window,
+        },
+        {
+            "pairs": "pairs.split",
             "organic": "pack.organic",
             "tokenizer": "tokenizer",
             "checkpoint": f"train.{baseline}",
@@ -159,7 +171,7 @@ def _training(
     return Step(
         name,
         kind,
-        {"training": _json(training, exclude=_HOW_TO_TRAIN), **config},
+        {"training": _json(training, exclude=_HOW_TO_TRAIN | _OF_PAIRS), **config},
         inputs,
         settings={"training": _json(training, include=_HOW_TO_TRAIN)},
         ranks=ranks,
