@@ -15,7 +15,7 @@ EXAMPLE = (
     "--model models/Llama-3.1-8B-Instruct --out corpora/web_rephrased --generations 4"
 )
 
-_HOW = {"engine", "ray", "workers"}  # settings that decide no document
+_HOW = {"engine", "ray", "workers", "mideval"}  # settings that decide no document
 
 
 def synthesize(
@@ -109,6 +109,7 @@ def synthesize(
         synthesize,
     )
     from megatron_synth.synthesis.card import CARD
+    from megatron_synth.synthesis.gate import REPORT, SAMPLE
     from megatron_synth.tokens import Tokenizer
 
     tree = apply_overrides(read_yaml(config) if config else {}, overrides or [])
@@ -150,7 +151,9 @@ def synthesize(
                 progress,
             )
         logs = [path.name for path in out.glob("requests-*.log")]
-        return Made(counts, [DOCUMENTS, DROPPED, CARD, COUNTS, *logs], loaded.fingerprint)
+        return Made(
+            counts, [DOCUMENTS, DROPPED, CARD, COUNTS, REPORT, SAMPLE, *logs], loaded.fingerprint
+        )
 
     counts = make_product(
         out,
