@@ -39,6 +39,7 @@ from megatron_synth.runs import Progress
 from megatron_synth.synthesis.judging import FACTUALITY, RELEVANCE, Judgement, Verdicts, judge
 from megatron_synth.synthesis.mideval import is_near_copy
 
+TABLE = "quality.json"
 COLUMNS = ("repetition", "duplicate", "non_factual", "irrelevance", "copying")
 """The paper's columns; lower is better in all."""
 
