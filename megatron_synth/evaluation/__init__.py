@@ -5,9 +5,9 @@ losses with standard errors, and paired bootstrap intervals between arms that we
 same documents; where those were held out by group, over groups. Cost: 10,000 resamples of 1,000
 documents take a tenth of a second.
 
-Beside it, analyses of corpora: documents in, the quality table and what synthetic documents share
-with their seeds out (`quality`, `concepts`), by rules and by a judge's engine. Cost: that of reading
-the corpora, 4 minutes a million documents, and of the judge.
+Analyses of corpora: documents in, the quality table and what synthetic documents share with their
+seeds out (`quality`, `concepts`), by rules and by a judge's engine. Cost: 4 minutes a million
+documents, and the judge.
 """
 
 from megatron_synth.evaluation.arms import FEW_CLUSTERS, ArmComparison, compare_arms
