@@ -44,6 +44,9 @@ class PairConfig(Config):
     """At most this many d2 for one d1, the most similar ones."""
     drop_near_duplicates: bool = True
     """Drop pairs that share a 13-token shingle."""
+    label_key: str | None = None
+    """Key of the documents' metadata that says what they are about, one value or a list: the report
+    then tells, by similarity, how many neighbours have one in common."""
     min_pairs: Count = 100
     """Refuse to go on with fewer pairs: a synthesizer learns nothing from a handful."""
     threads: int | None = Field(default=None, ge=1)
