@@ -70,6 +70,13 @@ def synthesize(
             show_default=False,
         ),
     ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL of validation documents: what holds 13 words in a row of one is dropped",
+            show_default=False,
+        ),
+    ] = None,
     generations: Annotated[
         int | None,
         typer.Option(min=1, help="Different documents of each source", show_default=False),
@@ -137,6 +144,8 @@ def synthesize(
         "input": fingerprint(documents) if documents else None,
         "generator": describe_generator(settings, model, loaded, None).name,
     }
+    if held_out is not None:
+        content["held_out"] = fingerprint(str(held_out))
     dumped = settings.model_dump(mode="json")
     decides = {name: value for name, value in dumped.items() if name not in {*_HOW, "prompt_file"}}
 
@@ -149,6 +158,7 @@ def synthesize(
                 model,
                 out,
                 progress,
+                held_out=held_out,
             )
         logs = [path.name for path in out.glob("requests-*.log")]
         return Made(

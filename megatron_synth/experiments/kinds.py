@@ -254,7 +254,7 @@ def find_pairs(work: StepWork, config: dict[str, Any]) -> Product:
 
 
 def synthesize(work: StepWork, config: dict[str, Any]) -> Product:
-    """Write S with the synthesizer."""
+    """Write S with the synthesizer; nothing in it holds text of the validation documents."""
     from megatron_synth.synthesis import SynthesisConfig, synthesize
 
     generator = config.pop("generator_name")
@@ -266,6 +266,7 @@ def synthesize(work: StepWork, config: dict[str, Any]) -> Product:
         work.folder,
         work.progress,
         generator_name=generator,
+        held_out=_part(work.inputs["split"], "validation"),
     )
     return Product(counts)
 
@@ -324,7 +325,7 @@ KINDS: Mapping[str, Kind] = {
     "export": Kind(export),
     "embed": Kind(embed),
     "find_pairs": Kind(find_pairs, version=2),
-    "synthesize": Kind(synthesize),
+    "synthesize": Kind(synthesize, version=2),
     "evaluate": Kind(evaluate),
     "compare": Kind(compare),
 }
