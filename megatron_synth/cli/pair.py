@@ -153,7 +153,7 @@ def _identity(config: "EmbedConfig", model: Path | None, embeddings: Path | None
     """A hash of what the vectors come from."""
     from megatron_synth.engines.embedding import EMBEDDINGS, hash_model
     from megatron_synth.engines.encoder_folder import find_encoder, read_encoder
-    from megatron_synth.runs import hash_file
+    from megatron_synth.runs import hash_file, hash_json
     from megatron_synth.tokens import Tokenizer
 
     if embeddings is not None:
@@ -168,7 +168,9 @@ def _identity(config: "EmbedConfig", model: Path | None, embeddings: Path | None
         return hash_model(model) + Tokenizer.load(model).fingerprint
     assert config.encoder is not None
     folder = read_encoder(find_encoder(config.encoder))
-    return hash_model(folder.path) + hash_file(folder.path / "tokenizer.json")
+    files = [hash_model(folder.path), hash_file(folder.path / "tokenizer.json")]
+    said = [folder.pooling, folder.lead, folder.tail, folder.left_out, folder.max_tokens]
+    return hash_json([files, said])
 
 
 def _embed(

@@ -226,13 +226,14 @@ def export(work: StepWork, config: dict[str, Any]) -> Product:
 
 
 def embed(work: StepWork, config: dict[str, Any]) -> Product:
-    """Embed D with the baseline's own activations."""
+    """Embed D with the baseline's own activations, or with the encoder that the config names."""
     from megatron_synth.engines.embedding import EmbedConfig, embed_documents
 
+    own = work.inputs.get("model")
     counts = embed_documents(
         EmbedConfig(**config),
         _part(work.inputs["split"], "organic"),
-        work.inputs["model"].folder / MODEL,
+        None if own is None else own.folder / MODEL,
         work.folder,
         work.progress,
     )

@@ -20,6 +20,7 @@ _HOW_TO_SYNTHESIZE = frozenset(
     }
 )
 """Settings that a user may change in the middle of a step: they are not in its address."""
+_HOW_TO_EMBED = frozenset({"batch_tokens", "shard_documents", "device"})
 _OF_PAIRS = frozenset({"pairs_per_window", "validation_pairs"})
 """Settings of synthesizer tuning that are no training run's."""
 
@@ -108,12 +109,15 @@ def _sbp_steps(config: ExperimentConfig) -> Iterator[Step]:
     assert tuning is not None
     assert synthesis is not None
     assert baseline is not None
-    yield _export(baseline, config.training.sequence_length)
+    own = {"model": f"export.{baseline}"}
+    if config.embedding.encoder is None:
+        yield _export(baseline, config.training.sequence_length)
     yield Step(
         "embed",
         "embed",
-        _json(config.embedding),
-        {"split": "corpus.split", "model": f"export.{baseline}"},
+        _json(config.embedding, exclude=_HOW_TO_EMBED),
+        {"split": "corpus.split", **({} if config.embedding.encoder else own)},
+        settings=_json(config.embedding, include=_HOW_TO_EMBED),
         gpu=True,
     )
     yield Step(

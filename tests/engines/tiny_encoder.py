@@ -20,6 +20,7 @@ def save_encoder(
     *,
     pooling: dict[str, object] | None = None,
     words: int = 16,
+    hidden: int = 32,
     normalize: bool = True,
 ) -> Path:
     """Save it; `words` is its max_seq_length."""
@@ -38,7 +39,7 @@ def save_encoder(
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(vocabulary),
-        hidden_size=32,
+        hidden_size=hidden,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
