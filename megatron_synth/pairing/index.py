@@ -226,7 +226,16 @@ def _train(faiss: Any, kind: str, lists: int, rows: Rows, seed: int) -> Any:
         index.pq.cp.seed = seed
     size = min(len(rows), lists * _TRAIN_PER_LIST)
     chosen = np.random.default_rng(seed).choice(len(rows), size, replace=False)
-    index.train(rows.take(np.sort(chosen)))
+    vectors = rows.take(np.sort(chosen))
+    index.train_q1(size, faiss.swig_ptr(vectors), False, faiss.METRIC_INNER_PRODUCT)
+    # What is left are many tiny clusterings, on which threads wait for each other: with two, five
+    # times the CPU time of one.
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        index.train(vectors)
+    finally:
+        faiss.omp_set_num_threads(threads)
     return index
 
 
