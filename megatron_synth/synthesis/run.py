@@ -124,7 +124,7 @@ def synthesize(
         start = partial(
             _start_engine, config, model_folder.absolute(), tokenizer_folder.absolute(), generator
         )
-        context = FilterContext.of(config, tuple(prompt.body for prompt in prompts), held_out)
+        context = FilterContext.of(config, tuple(prompt.wording for prompt in prompts), held_out)
         method = make_this_method()  # one that refuses the settings does so before Ray starts
         generate = partial(
             _generate,
