@@ -47,6 +47,9 @@ class PairConfig(Config):
     label_key: str | None = None
     """Key of the documents' metadata that says what they are about, one value or a list: the report
     then tells, by similarity, how many neighbours have one in common."""
+    icpt_order: bool = False
+    """Also write `order.parquet`: all documents, neighbours after each other (in-context
+    pretraining), for `order` of a blend's source."""
     min_pairs: Count = 100
     """Refuse to go on with fewer pairs: a synthesizer learns nothing from a handful."""
     threads: int | None = Field(default=None, ge=1)

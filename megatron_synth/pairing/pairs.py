@@ -13,6 +13,7 @@ from megatron_synth.pairing.bins import read_labels
 from megatron_synth.pairing.config import PairConfig
 from megatron_synth.pairing.duplicates import SharesText, no_test, shingle_test
 from megatron_synth.pairing.neighbours import Candidates, find_neighbours
+from megatron_synth.pairing.order import traverse, write_order
 from megatron_synth.pairing.summary import describe, too_few
 from megatron_synth.pairing.vectors import load_vectors
 from megatron_synth.runs import Progress, atomic_write, get_logger, write_json
@@ -57,7 +58,8 @@ def find_pairs(
 
     Returns:
         Counts: `pairs`, `threshold`, `documents`, `documents_as_d1`, `documents_as_d2`, `index`,
-        `search` (how it was set and its recall; empty for exact search), `candidates`, and
+        `search` (how it was set and its recall; empty for exact search), `candidates`, `order`
+        (with `icpt_order`: `jumps`, `mean_similarity`), and
         `dropped` by reason.
 
     Raises:
@@ -97,6 +99,11 @@ def find_pairs(
     report = describe(config, candidates, selection, ids, texts, labels or None)
     report["counts"]["search"] = candidates.search
     out.mkdir(parents=True, exist_ok=True)
+    if config.icpt_order:
+        progress.phase("ordering documents")
+        path = traverse((candidates.d1, candidates.d2, candidates.similarity), len(ids))
+        write_order(out / "order.parquet", path, ids)
+        report["counts"]["order"] = path.counts
     _write_pairs(out / "pairs.parquet", candidates, selection.kept)
     write_json(out / "report.json", report)
     counts: dict[str, Any] = report["counts"]
