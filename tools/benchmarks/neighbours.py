@@ -55,19 +55,20 @@ class Scann(NeighbourIndex):
     effort_name = "leaves"
     reranks = True
 
-    def __init__(self, rows: Rows, k: int, cores: int, reorder: int) -> None:
+    def __init__(self, rows: Rows, k: int, arguments: argparse.Namespace) -> None:
         import scann
 
         super().__init__("scann", len(rows))
         vectors = rows.take(np.arange(len(rows)))
         self._leaves = round(len(rows) ** 0.5)
         builder = scann.scann_ops_pybind.builder(vectors, k, "dot_product")
-        builder.set_n_training_threads(cores)
-        tree = builder.tree(self._leaves, 32, training_sample_size=min(len(rows), 250_000))
-        codes = tree.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(reorder)
+        builder.set_n_training_threads(arguments.threads)
+        trained = min(len(rows), arguments.scann_training * self._leaves)
+        tree = builder.tree(self._leaves, 32, training_sample_size=trained)
+        codes = tree.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(arguments.reorder)
         self._searcher = codes.build()
-        self._searcher.set_num_threads(cores)
-        self._reorder = reorder
+        self._searcher.set_num_threads(arguments.threads)
+        self._reorder = arguments.reorder
         self.k_factor = 1.0
 
     @property
@@ -93,6 +94,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--slices", type=int, default=0, help="answered; 0: all")
     parser.add_argument("--reorder", type=int, default=600, help="ScaNN's candidates re-ranked")
+    parser.add_argument(
+        "--scann-training", type=int, default=64, help="rows a leaf that ScaNN trains on; ours: 64"
+    )
     parser.add_argument("--kinds", nargs="+", default=list(_SHARE))
     parser.add_argument("--corpora", nargs="*", type=Path, default=[])
     arguments = parser.parse_args()
@@ -117,7 +121,7 @@ def _compare(config: PairConfig, rows: Rows, arguments: argparse.Namespace) -> N
         kind: lambda kind=kind: build_index(config.model_copy(update={"index": kind}), rows)  # type: ignore[misc]
         for kind in ("ivf_pq4fs", "ivf_sq8", "flat")
     }
-    makers["scann"] = lambda: Scann(rows, k, arguments.threads, arguments.reorder)
+    makers["scann"] = lambda: Scann(rows, k, arguments)
     indices: dict[str, NeighbourIndex] = {}
     builds, searches = {}, {}
     recalls: dict[str, float] = {}
