@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from megatron_synth.cli.answers import Json, print_json
-from megatron_synth.cli.judges import Judge, judge_identity, open_judge
 from megatron_synth.cli.products import Made, make_product
 from megatron_synth.config import ConfigError, apply_overrides, parse_config, read_yaml
 
@@ -21,7 +20,6 @@ CONCEPTS_EXAMPLE = (
     "concepts/web_sbp --judge models/Qwen3-4B-Instruct samples=200"
 )
 
-_LOG = "judge.log"
 _TITLES = {
     "repetition": "repetition",
     "duplicate": "duplicate@N",
@@ -30,6 +28,13 @@ _TITLES = {
     "copying": "copying",
 }
 
+Judge = Annotated[
+    Path | None,
+    typer.Option(
+        help="The judge's folder in Hugging Face form; or set engine.kind=endpoint",
+        show_default=False,
+    ),
+]
 Synthetic = Annotated[
     str, typer.Argument(help="Synthetic documents: a file, folder or glob", show_default=False)
 ]
@@ -57,6 +62,7 @@ def quality(
 
     The same figures of the real documents stand beside, and those of the SBP paper.
     """
+    from megatron_synth.evaluation.judges import JUDGE_LOG, judge_identity, open_judge
     from megatron_synth.evaluation.quality import TABLE, QualityConfig, measure_quality
     from megatron_synth.experiments.source import fingerprint
     from megatron_synth.runs import hash_json, shown_progress, write_json
@@ -64,8 +70,6 @@ def quality(
     tree = apply_overrides(read_yaml(config) if config else {}, overrides or [])
     settings = parse_config(tree, QualityConfig, where=str(config or "quality"))
     identity = judge_identity(settings.engine, judge)
-    if settings.engine is not None and identity is None:
-        raise ConfigError("this kind of engine needs the judge's folder", where="--judge")
     dumped = settings.model_dump(mode="json")
     decides = {name: value for name, value in dumped.items() if name != "engine"}
     inputs = [fingerprint(source) if source else None for source in (synthetic, documents)]
@@ -76,12 +80,12 @@ def quality(
             if identity is None:
                 figures = measure_quality(settings, synthetic, documents, None, progress)
             else:
-                run = hash_json([identity, settings.max_answer_tokens])
-                engine = open_judge(settings.engine, judge, out / _LOG, run)
+                tokens = settings.max_answer_tokens
+                engine = open_judge(settings.engine, judge, out / JUDGE_LOG, tokens)
                 with closing(engine):
                     figures = measure_quality(settings, synthetic, documents, engine, progress)
         write_json(out / TABLE, figures)
-        return Made(figures, [TABLE] if identity is None else [TABLE, _LOG])
+        return Made(figures, [TABLE] if identity is None else [TABLE, JUDGE_LOG])
 
     figures = make_product(
         out,
@@ -110,6 +114,7 @@ def concepts(
 ) -> None:
     """What synthetic documents took over from their seeds: a judge names the shared concept."""
     from megatron_synth.evaluation.concepts import CONCEPTS, ConceptConfig, analyse_concepts
+    from megatron_synth.evaluation.judges import JUDGE_LOG, judge_identity, open_judge
     from megatron_synth.experiments.source import fingerprint
     from megatron_synth.runs import hash_json, shown_progress
 
@@ -125,12 +130,12 @@ def concepts(
     inputs = [fingerprint(synthetic), fingerprint(documents)]
 
     def make() -> Made:
-        run = hash_json([identity, settings.max_answer_tokens])
+        tokens = settings.max_answer_tokens
         with shown_progress() as progress:
-            engine = open_judge(settings.engine, judge, out / _LOG, run)
+            engine = open_judge(settings.engine, judge, out / JUDGE_LOG, tokens)
             with closing(engine):
                 counts = analyse_concepts(settings, synthetic, documents, engine, out, progress)
-        return Made(counts, [CONCEPTS, _LOG])
+        return Made(counts, [CONCEPTS, JUDGE_LOG])
 
     counts = make_product(
         out,

