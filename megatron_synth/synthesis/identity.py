@@ -31,14 +31,8 @@ def run_hash(
     )
 
 
-def product_hash(run: str, config: SynthesisConfig, held_out: str | None = None) -> str:
-    """Everything that the product depends on besides the answers.
-
-    Args:
-        run: See `run_hash`.
-        config: The filters, and how much is wanted.
-        held_out: Hash of the held-out documents, where there are any.
-    """
+def product_hash(run: str, config: SynthesisConfig) -> str:
+    """Everything that the product depends on besides the answers."""
     return hash_json(
         {
             "run": run,
@@ -46,6 +40,5 @@ def product_hash(run: str, config: SynthesisConfig, held_out: str | None = None)
             "cap": config.request_cap,
             "tries": config.tries,  # an answer that cannot be parsed is asked for again
             "filters": config.filters.model_dump(mode="json"),
-            **({} if held_out is None else {"held_out": held_out}),
         }
     )
