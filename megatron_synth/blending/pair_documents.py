@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from numpy.typing import NDArray
@@ -80,13 +81,8 @@ def read_pairs(path: Path, lengths: NDArray[np.integer]) -> NDArray[np.integer]:
         DataError: No such table, or it is empty, or it names documents that are not there or that
             hold no tokens.
     """
-    if not path.is_file():
-        raise DataError("no such pairs file", where=path, fix="Find pairs first.")
-    try:
-        table = pq.read_table(path, columns=["d1", "d2"])
-        columns = [table[c].to_numpy().astype(np.int64, copy=False) for c in ("d1", "d2")]
-    except (OSError, ValueError, KeyError) as error:  # Arrow's errors are ValueErrors and KeyErrors
-        raise DataError(f"not a table with columns d1 and d2: {error}", where=path) from error
+    table = read_table(path, ["d1", "d2"])
+    columns = [table[c].to_numpy() for c in ("d1", "d2")]
     if not table.num_rows:
         raise DataError("the pairs file is empty", where=path, fix="Lower the threshold.")
     low, high = int(min(c.min() for c in columns)), int(max(c.max() for c in columns))
@@ -102,6 +98,24 @@ def read_pairs(path: Path, lengths: NDArray[np.integer]) -> NDArray[np.integer]:
         pairs[:, column] = values
     _refuse_empty(pairs, lengths, path)
     return pairs
+
+
+def read_table(path: Path, columns: list[str] | None) -> pa.Table:
+    """The table of pairs, `d1` and `d2` as int64; None reads its other columns too.
+
+    Raises:
+        DataError: No such table.
+    """
+    if not path.is_file():
+        raise DataError("no such pairs file", where=path, fix="Find pairs first.")
+    try:
+        table = pq.read_table(path, columns=columns)
+        for name in ("d1", "d2"):
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, name, table[name].cast(pa.int64()))
+    except (OSError, ValueError, KeyError) as error:  # Arrow's errors are ValueErrors and KeyErrors
+        raise DataError(f"not a table with columns d1 and d2: {error}", where=path) from error
+    return table
 
 
 def _refuse_empty(pairs: NDArray[np.integer], lengths: NDArray[np.integer], path: Path) -> None:

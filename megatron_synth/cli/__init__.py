@@ -21,6 +21,7 @@ from megatron_synth.cli import (
     mideval,
     models,
     pack,
+    pair,
     synthesize,
     train,
 )
@@ -40,6 +41,7 @@ app.add_typer(experiments.app)
 app.add_typer(corpus.app, name="corpus")
 app.command(epilog=synthesize.EXAMPLE)(synthesize.synthesize)
 app.command(epilog=mideval.EXAMPLE)(mideval.mideval)
+app.command(epilog=pair.EXAMPLE)(pair.pair)
 app.command(epilog=pack.EXAMPLE)(pack.pack)
 app.add_typer(blend.app, name="blend")
 app.command(epilog=train.EXAMPLE)(train.train)

@@ -1,4 +1,4 @@
-"""Verbs about corpora: import, stats, check."""
+"""Verbs about corpora: import, stats, check; quality and concepts stand in `quality.py`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,6 +7,7 @@ import typer
 
 from megatron_synth.cli.answers import Json, print_json
 from megatron_synth.cli.products import Made, make_product
+from megatron_synth.cli.quality import CONCEPTS_EXAMPLE, QUALITY_EXAMPLE, concepts, quality
 from megatron_synth.config import (
     ConfigError,
     DataError,
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 _WIDTH = 40
 
-app = typer.Typer(no_args_is_help=True, help="Import, count and check documents.")
+app = typer.Typer(no_args_is_help=True, help="Import, count, check and judge documents.")
+app.command(epilog=QUALITY_EXAMPLE)(quality)
+app.command(epilog=CONCEPTS_EXAMPLE)(concepts)
 
 Input = Annotated[
     str,

@@ -15,7 +15,7 @@ EXAMPLE = (
     "--model models/Llama-3.1-8B-Instruct --out corpora/web_rephrased --generations 4"
 )
 
-_HOW = {"engine", "ray", "workers"}  # settings that decide no document
+_HOW = {"engine", "ray", "workers", "mideval"}  # settings that decide no document
 
 
 def synthesize(
@@ -70,6 +70,13 @@ def synthesize(
             show_default=False,
         ),
     ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL of validation documents: what holds 13 words in a row of one is dropped",
+            show_default=False,
+        ),
+    ] = None,
     generations: Annotated[
         int | None,
         typer.Option(min=1, help="Different documents of each source", show_default=False),
@@ -109,6 +116,7 @@ def synthesize(
         synthesize,
     )
     from megatron_synth.synthesis.card import CARD
+    from megatron_synth.synthesis.gate import REPORT, SAMPLE
     from megatron_synth.tokens import Tokenizer
 
     tree = apply_overrides(read_yaml(config) if config else {}, overrides or [])
@@ -136,6 +144,8 @@ def synthesize(
         "input": fingerprint(documents) if documents else None,
         "generator": describe_generator(settings, model, loaded, None).name,
     }
+    if held_out is not None:
+        content["held_out"] = fingerprint(str(held_out))
     dumped = settings.model_dump(mode="json")
     decides = {name: value for name, value in dumped.items() if name not in {*_HOW, "prompt_file"}}
 
@@ -148,9 +158,12 @@ def synthesize(
                 model,
                 out,
                 progress,
+                held_out=held_out,
             )
         logs = [path.name for path in out.glob("requests-*.log")]
-        return Made(counts, [DOCUMENTS, DROPPED, CARD, COUNTS, *logs], loaded.fingerprint)
+        return Made(
+            counts, [DOCUMENTS, DROPPED, CARD, COUNTS, REPORT, SAMPLE, *logs], loaded.fingerprint
+        )
 
     counts = make_product(
         out,

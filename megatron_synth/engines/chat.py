@@ -1,9 +1,10 @@
-"""A text prompt as the one user message of a chat, in the form that a model was tuned on.
+"""A text prompt as the user's message of a chat, in the form that a model was tuned on.
 
 The model folder's own chat template is rendered once, around a placeholder. Its control tokens
 are then recognised in the template's text alone; what stands in the placeholder's place, a prompt
 with a document in it, is encoded as ordinary text, so that no document can end the user's turn or
-begin another one.
+begin another one. A system message is part of what is rendered; where the template has no place
+for one, its text stands before the user's, in one message.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_synth.config import ConfigError, DataError
+from megatron_synth.engines.requests import join_system
 from megatron_synth.runs import get_logger, hash_json
 from megatron_synth.tokens import Tokenizer
 from megatron_synth.tokens.special import Spellings
@@ -24,6 +26,7 @@ _TEMPLATE = "chat_template.jinja"
 _GENERATION = "generation_config.json"
 _TODAY = datetime(2024, 7, 26)  # what Llama 3's templates take where there is no clock
 _PLACEHOLDER = "@@the-prompt-stands-here@@"
+_SYSTEM = "@@the-system-message-stands-here@@"
 
 
 class ChatForm:
@@ -50,8 +53,74 @@ class ChatForm:
     ) -> None:
         self.stop_ids = stop_ids
         self._tokenizer = tokenizer
-        self._before, self._after = _render_around(template, _PLACEHOLDER, names, where)
-        self._left, self._right = _trimmed(template, names, where, self._before, self._after)
+        self._template = template
+        self._names = names
+        self._where = where
+        self._plain = _Frame(template, tokenizer, names, None, where)
+        self._frames: dict[str, _Frame | None] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what this form adds to a prompt and of what ends an answer."""
+        with_system = self._make_frame(_SYSTEM)
+        return hash_json(
+            [
+                self._plain.identity,
+                with_system.identity if with_system else None,
+                sorted(self.stop_ids),
+            ]
+        )
+
+    def encode(self, prompt: str, system: str | None = None) -> list[int]:
+        """Ids of the whole chat up to where the model's answer begins.
+
+        Args:
+            prompt: The user's message.
+            system: The system's message before it. Where the template refuses or drops one, or
+                where the text spells a control token, it stands before the user's instead.
+        """
+        if not system:
+            return self._plain.encode(prompt)
+        if system not in self._frames:
+            self._frames[system] = frame = self._make_frame(system)
+            if frame is None:
+                _LOG.info(
+                    "the chat template of %s takes no system message: its text stands before "
+                    "the user's",
+                    self._where,
+                )
+        frame = self._frames[system]
+        if frame is None:
+            return self._plain.encode(join_system(system, prompt))
+        return frame.encode(prompt)
+
+    def _make_frame(self, system: str) -> "_Frame | None":
+        """None where a system message has no place."""
+        if self._tokenizer.find_special(system) is not None:
+            return None
+        try:
+            frame = _Frame(self._template, self._tokenizer, self._names, system, self._where)
+        except ConfigError:  # "System role not supported", say
+            return None
+        return frame if frame.holds(system) else None
+
+
+class _Frame:
+    """What a template puts around the user's message, for one system message or none."""
+
+    def __init__(
+        self,
+        template: str,
+        tokenizer: Tokenizer,
+        names: Mapping[str, Any],
+        system: str | None,
+        where: Path,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._before, self._after = _render_around(template, _PLACEHOLDER, names, system, where)
+        self._left, self._right = _trimmed(
+            template, names, system, where, self._before, self._after
+        )
         # Up to its last control token the template's beginning is the same for every prompt; the
         # ordinary text behind it may share a token with the prompt's own first characters.
         pieces = list(Spellings(tokenizer.special_spellings).cut(self._before))
@@ -64,14 +133,16 @@ class ChatForm:
         self._controls = self._control_ids([*self._head, *self._tail])
 
     @property
-    def fingerprint(self) -> str:
-        """Hash of what this form adds to a prompt and of what ends an answer."""
-        return hash_json(
-            [self._before, self._after, self._left, self._right, sorted(self.stop_ids)]
-        )
+    def identity(self) -> list[Any]:
+        """What it adds to a prompt."""
+        return [self._before, self._after, self._left, self._right]
+
+    def holds(self, system: str) -> bool:
+        """Whether the system's message stands in it."""
+        return system.strip() in f"{self._before}{self._after}"
 
     def encode(self, prompt: str) -> list[int]:
-        """Ids of the whole chat up to where the model's answer begins."""
+        """Ids of the whole chat around `prompt`."""
         if self._left:
             prompt = prompt.lstrip()
         if self._right:
@@ -166,17 +237,18 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _render_around(
-    template: str, content: str, names: Mapping[str, Any], where: Path
+    template: str, content: str, names: Mapping[str, Any], system: str | None, where: Path
 ) -> tuple[str, str]:
     """What the template puts before and after the placeholder in `content`."""
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    message = [{"role": "user", "content": content}]
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": content})
     try:
         # A sandbox: a template sees its arguments and nothing else.
         rendered, _ = render_jinja_template(
-            [message],
+            [messages],
             chat_template=template,
             add_generation_prompt=True,
             # The same prompt on every day: a run may go on tomorrow.
@@ -199,8 +271,13 @@ def _render_around(
 
 
 def _trimmed(
-    template: str, names: Mapping[str, Any], where: Path, before: str, after: str
+    template: str,
+    names: Mapping[str, Any],
+    system: str | None,
+    where: Path,
+    before: str,
+    after: str,
 ) -> tuple[bool, bool]:
     """Whether the template takes away white space on the left and right of a message."""
-    spaced = _render_around(template, f"\n {_PLACEHOLDER} \n", names, where)
+    spaced = _render_around(template, f"\n {_PLACEHOLDER} \n", names, system, where)
     return spaced[0] != f"{before}\n ", spaced[1] != f" \n{after}"

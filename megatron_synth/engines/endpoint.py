@@ -19,7 +19,7 @@ import httpx
 from pydantic import Field
 
 from megatron_synth.config import Config, ConfigError, RunError
-from megatron_synth.engines.requests import Completion, Request
+from megatron_synth.engines.requests import Completion, Request, join_system
 
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _HOPELESS = {
@@ -45,6 +45,9 @@ class EndpointConfig(Config):
     chat: bool = True
     """Text prompts go as one user message, in the model's own chat form. False: as they are.
     Token ids always go as they are."""
+    system_role: bool = True
+    """A method's system prompt goes as a system message. False, for a server that refuses one:
+    before the user's text, in one message."""
     api_key_env: str | None = None
     """Environment variable that holds the key; the key itself never stands in a config or log."""
     concurrency: int = Field(default=64, ge=1)
@@ -215,11 +218,14 @@ class EndpointEngine:
             body["seed"] = sampling.seed
         if sampling.stop_ids:
             body["stop_token_ids"] = list(sampling.stop_ids)  # vLLM's; others have no such thing
-        if isinstance(request.prompt, str) and self._config.chat:
-            return "chat/completions", body | {
-                "messages": [{"role": "user", "content": request.prompt}]
-            }
-        return "completions", body | {"prompt": request.prompt}
+        prompt, system = request.prompt, request.system
+        if isinstance(prompt, str) and not (self._config.chat and self._config.system_role):
+            prompt, system = join_system(system, prompt), None
+        if isinstance(prompt, str) and self._config.chat:
+            messages = [{"role": "system", "content": system}] if system else []
+            messages.append({"role": "user", "content": prompt})
+            return "chat/completions", body | {"messages": messages}
+        return "completions", body | {"prompt": prompt}
 
     def _passing(self, key: str, error: str, retry_after: str | None = None) -> Completion:
         self._failures[key] += 1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megatron_synth.config import ConfigError
 from megatron_synth.engines.chat import read_chat_form
-from megatron_synth.engines.requests import Request
+from megatron_synth.engines.requests import Request, join_system
 from megatron_synth.engines.vllm_settings import VllmSettings
 from megatron_synth.tokens import Tokenizer
 
@@ -49,7 +49,7 @@ class PromptIds:
         """
         stop_ids = frozenset(request.sampling.stop_ids)
         if isinstance(request.prompt, str):
-            ids = self._encode_text(request.prompt)
+            ids = self._encode_text(request.prompt, request.system)
             stop_ids |= self.stop_ids
         else:
             ids = request.prompt
@@ -63,7 +63,9 @@ class PromptIds:
         """Text of an answer; empty without a tokenizer."""
         return self._tokenizer.decode(ids) if self._tokenizer else ""
 
-    def _encode_text(self, prompt: str) -> list[int]:
+    def _encode_text(self, prompt: str, system: str | None) -> list[int]:
         if self._tokenizer is None:
             raise ConfigError("a text prompt needs an engine with a tokenizer")
-        return self._chat.encode(prompt) if self._chat else self._tokenizer.encode(prompt)
+        if self._chat:
+            return self._chat.encode(prompt, system)
+        return self._tokenizer.encode(join_system(system, prompt))

@@ -36,11 +36,19 @@ class Request:
         key: Names the request for ever (see `RequestLog`): hex digits, no spaces.
         prompt: Text, or token ids that are handed to the model as they are.
         sampling: How the answer is drawn.
+        system: System message before a prompt that is text. A chat form with a place for it has
+            it there; else, and without a chat form, it stands before the prompt.
     """
 
     key: str
     prompt: str | list[int]
     sampling: Sampling
+    system: str | None = None
+
+
+def join_system(system: str | None, prompt: str) -> str:
+    """One text of a system message and a prompt, where there are no messages or no system's."""
+    return f"{system}\n\n{prompt}" if system else prompt
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,10 @@ In: per-document sums of negative log-likelihood (`training.document_losses`). O
 losses with standard errors, and paired bootstrap intervals between arms that were measured on the
 same documents; where those were held out by group, over groups. Cost: 10,000 resamples of 1,000
 documents take a tenth of a second.
+
+Analyses of corpora: documents in, the quality table and what synthetic documents share with their
+seeds out (`quality`, `concepts`), by rules and by a judge's engine. Cost: 4 minutes a million
+documents, and the judge.
 """
 
 from megatron_synth.evaluation.arms import FEW_CLUSTERS, ArmComparison, compare_arms

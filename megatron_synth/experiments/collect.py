@@ -10,7 +10,7 @@ import yaml
 from megatron_synth.blending import Plan
 from megatron_synth.config import format_count
 from megatron_synth.experiments.config import ExperimentConfig
-from megatron_synth.experiments.kinds import COMPARISON, PLAN
+from megatron_synth.experiments.kinds import COMPARISON, HELD_OUT_PAIRS, PLAN
 from megatron_synth.experiments.run_folder import RunFolder
 from megatron_synth.experiments.samples import synthetic_samples
 from megatron_synth.experiments.status import StepStatus, status_of
@@ -293,8 +293,16 @@ def _drops(counts: Mapping[str, int]) -> list[Drop]:
 def _tuning(manifest: Manifest | None) -> Tuning | None:
     if manifest is None:
         return None
-    rows = [r for r in read_metrics(manifest.folder / "metrics.jsonl") if "loss" in r]
-    return Tuning(pairs=manifest.counts["pairs"], curves=[_curve("synthesizer", rows)])
+    records = read_metrics(manifest.folder / "metrics.jsonl")
+    curves = [_curve("synthesizer", [r for r in records if "loss" in r])]
+    held_out = [
+        {"tokens": r["tokens"], "loss": r["validation"][HELD_OUT_PAIRS]}
+        for r in records
+        if r.get("validation")
+    ]
+    if held_out:
+        curves.append(_curve("synthesizer", held_out, kind="validation"))
+    return Tuning(pairs=manifest.counts["pairs"], curves=curves)
 
 
 def _synthesis(config: ExperimentConfig, done: Mapping[str, Manifest]) -> Synthesis | None:

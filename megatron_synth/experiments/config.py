@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from megatron_synth.blending import BlendConfig, Budget
 from megatron_synth.blending.config import Corpora
-from megatron_synth.config import Config
+from megatron_synth.config import Config, Count
 from megatron_synth.corpus.importing import ImportConfig
 from megatron_synth.corpus.splitting import SplitConfig
 from megatron_synth.engines.embedding import EmbedConfig
@@ -40,6 +40,17 @@ class ArmConfig(Config):
         if unknown:
             raise ValueError(f"no corpus {', '.join(unknown)}; there are {', '.join(known)}")
         return self
+
+
+class TuningConfig(TrainConfig):
+    """Synthesizer tuning: the loss is on the second document of each pair alone."""
+
+    pairs_per_window: Literal["packed", "one"] = "packed"
+    """`packed`: as many whole pairs as fit a window, which do not see each other. `one`: one pair
+    a window, the rest of it padding."""
+    validation_pairs: Count = 256
+    """Pairs that are held out with both of their documents, and on which the loss is measured
+    every `eval_every` steps; fewer where that would cost a tenth of the pairs. 0: none."""
 
 
 class EvaluationConfig(Config):
@@ -80,7 +91,7 @@ class ExperimentConfig(Config):
     """How D's documents become vectors, by the baseline's own activations."""
     pairing: PairConfig = PairConfig()
     """Which documents of D are related."""
-    synthesizer: TrainConfig | None = None
+    synthesizer: TuningConfig | None = None
     """Synthesizer tuning, from the baseline's checkpoint; needed where an arm uses `synthetic`."""
     synthesis: SynthesisConfig | None = None
     """Generation of S; needed where an arm uses `synthetic`."""
@@ -88,6 +99,8 @@ class ExperimentConfig(Config):
     """The arms, by name, in the order of the report."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How they are compared."""
+    quality: QualityConfig | None = None
+    """The quality table of S beside D's (docs/quality.md); a judge is an endpoint here."""
 
     @model_validator(mode="after")
     def _roles(self) -> Self:
@@ -104,6 +117,16 @@ class ExperimentConfig(Config):
             if missing:
                 using = ", ".join(self.synthetic_arms)
                 raise ValueError(f"arm {using} uses synthetic text: set {' and '.join(missing)}")
+        return self
+
+    @model_validator(mode="after")
+    def _judge_is_elsewhere(self) -> Self:
+        engine = self.quality and self.quality.engine
+        if engine and engine.kind != "endpoint":
+            raise ValueError(
+                "quality.engine: an experiment asks a judge at an endpoint; with a model's folder, "
+                "use the verb `corpus quality`"
+            )
         return self
 
     @model_validator(mode="after")

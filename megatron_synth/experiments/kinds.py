@@ -19,6 +19,8 @@ COMPARISON = "comparison.json"
 AUDIT = "audit.json"
 MODEL = "model"
 TOKENIZER = "tokenizer"
+HELD_OUT_PAIRS = "held_out_pairs"
+"""Validation set of synthesizer tuning, by its name in the metrics."""
 
 
 @dataclass(frozen=True)
@@ -133,23 +135,41 @@ def train(work: StepWork, config: dict[str, Any]) -> Product:
     return Product({**counts, "plan": plan.hash, "ledger": Ledger(plan).at(result.steps)})
 
 
+def split_pairs(work: StepWork, config: dict[str, Any]) -> Product:
+    """Hold pairs out of synthesizer tuning, with both of their documents."""
+    from megatron_synth.blending.pair_split import split_pairs
+
+    pairs = work.inputs["pairs"].folder / "pairs.parquet"
+    return Product(split_pairs(pairs, work.folder, **config))
+
+
 def tune_synthesizer(work: StepWork, config: dict[str, Any]) -> Product:
     """Tune the baseline's checkpoint to write a related document (METHODS 1, SBP step 4)."""
     from megatron_synth.blending import PairWindows
+    from megatron_synth.blending.pair_split import TRAINING, VALIDATION
     from megatron_synth.models import ModelConfig
     from megatron_synth.training import TrainConfig, train
 
     training = TrainConfig(**config["training"])
     tokenizer = _tokenizer(work)
-    windows = PairWindows(
-        work.inputs["organic"].folder / PACKED,
-        work.inputs["pairs"].folder / "pairs.parquet",
-        sequence_length=training.sequence_length,
-        eos_id=tokenizer.eos_id,
-        separator_id=tokenizer.separator_id,
-        seed=config["seed"],
-        samples=training.steps * training.global_batch_size,
-    )
+    split = work.inputs["pairs"]
+
+    def windows_of(name: str, samples: int | None) -> Any:
+        return PairWindows(
+            work.inputs["organic"].folder / PACKED,
+            split.folder / name,
+            sequence_length=training.sequence_length,
+            eos_id=tokenizer.eos_id,
+            separator_id=tokenizer.separator_id,
+            pairs_per_window=config["pairs_per_window"],
+            seed=config["seed"],
+            samples=samples,
+        )
+
+    windows = windows_of(TRAINING, training.steps * training.global_batch_size)
+    validation = {}
+    if split.counts["validation_pairs"]:
+        validation[HELD_OUT_PAIRS] = windows_of(VALIDATION, None)
     result = train(
         training,
         ModelConfig(**{**config["model"], "vocab_size": tokenizer.vocab_size}),
@@ -158,11 +178,13 @@ def tune_synthesizer(work: StepWork, config: dict[str, Any]) -> Product:
         work.progress,
         data_hash=windows.hash,
         init_from=_checkpoint(work.inputs["checkpoint"]),
+        validation=validation,
     )
     _forget_older_checkpoints(result.checkpoint)
     pairs = {
         "pairs": windows.pairs,
         "pairs_too_long": windows.dropped,
+        "validation_pairs": validation[HELD_OUT_PAIRS].pairs if validation else 0,
         "padding_share": windows.padding_share,
         "epochs": len(windows) / windows.windows,
     }
@@ -204,13 +226,14 @@ def export(work: StepWork, config: dict[str, Any]) -> Product:
 
 
 def embed(work: StepWork, config: dict[str, Any]) -> Product:
-    """Embed D with the baseline's own activations."""
+    """Embed D with the baseline's own activations, or with the encoder that the config names."""
     from megatron_synth.engines.embedding import EmbedConfig, embed_documents
 
+    own = work.inputs.get("model")
     counts = embed_documents(
         EmbedConfig(**config),
         _part(work.inputs["split"], "organic"),
-        work.inputs["model"].folder / MODEL,
+        None if own is None else own.folder / MODEL,
         work.folder,
         work.progress,
     )
@@ -232,7 +255,7 @@ def find_pairs(work: StepWork, config: dict[str, Any]) -> Product:
 
 
 def synthesize(work: StepWork, config: dict[str, Any]) -> Product:
-    """Write S with the synthesizer."""
+    """Write S with the synthesizer; nothing in it holds text of the validation documents."""
     from megatron_synth.synthesis import SynthesisConfig, synthesize
 
     generator = config.pop("generator_name")
@@ -244,8 +267,28 @@ def synthesize(work: StepWork, config: dict[str, Any]) -> Product:
         work.folder,
         work.progress,
         generator_name=generator,
+        held_out=_part(work.inputs["split"], "validation"),
     )
     return Product(counts)
+
+
+def measure_quality(work: StepWork, config: dict[str, Any]) -> Product:
+    """The quality table of S, and of D beside it."""
+    from megatron_synth.evaluation.judges import JUDGE_LOG, open_judge
+    from megatron_synth.evaluation.quality import TABLE, QualityConfig, measure_quality
+
+    del config["judge"]
+    settings = QualityConfig(**config)
+    texts = (_documents(work.inputs["synthetic"]), _part(work.inputs["split"], "organic"))
+    with contextlib.ExitStack() as stack:
+        engine = None
+        if settings.engine is not None:
+            log = work.folder / JUDGE_LOG
+            engine = open_judge(settings.engine, None, log, settings.max_answer_tokens)
+            stack.callback(engine.close)
+        figures = measure_quality(settings, *texts, engine, work.progress)
+    write_json(work.folder / TABLE, figures)
+    return Product({name: figures[name] for name in ("cut", "unjudged")})
 
 
 def evaluate(work: StepWork, config: dict[str, Any]) -> Product:
@@ -297,11 +340,13 @@ KINDS: Mapping[str, Kind] = {
     "plan_blend": Kind(plan_blend),
     "train": Kind(train),
     "audit": Kind(audit),
+    "split_pairs": Kind(split_pairs),
     "tune_synthesizer": Kind(tune_synthesizer),
     "export": Kind(export),
     "embed": Kind(embed),
-    "find_pairs": Kind(find_pairs),
-    "synthesize": Kind(synthesize),
+    "find_pairs": Kind(find_pairs, version=2),
+    "synthesize": Kind(synthesize, version=2),
+    "measure_quality": Kind(measure_quality),
     "evaluate": Kind(evaluate),
     "compare": Kind(compare),
 }

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from megatron_synth.corpus.holding_out import HoldOutConfig
+from megatron_synth.evaluation.judges import judge_identity
 from megatron_synth.experiments.config import ExperimentConfig, ranks_of
 from megatron_synth.experiments.graph import Step
 from megatron_synth.training import TrainConfig
@@ -15,11 +16,14 @@ _HOW_TO_TRAIN = frozenset(
 )
 _HOW_TO_SYNTHESIZE = frozenset(
     {
-        *("engine", "ray", "workers", "tries"),
+        *("engine", "ray", "workers", "tries", "mideval"),
         *("max_requests", "allow_short", "min_kept_share", "min_kept_after"),
     }
 )
 """Settings that a user may change in the middle of a step: they are not in its address."""
+_HOW_TO_EMBED = frozenset({"batch_tokens", "shard_documents", "device"})
+_OF_PAIRS = frozenset({"pairs_per_window", "validation_pairs"})
+"""Settings of synthesizer tuning that are no training run's."""
 
 
 def steps_of(config: ExperimentConfig, source: str) -> Iterator[Step]:
@@ -106,12 +110,15 @@ def _sbp_steps(config: ExperimentConfig) -> Iterator[Step]:
     assert tuning is not None
     assert synthesis is not None
     assert baseline is not None
-    yield _export(baseline, config.training.sequence_length)
+    own = {"model": f"export.{baseline}"}
+    if config.embedding.encoder is None:
+        yield _export(baseline, config.training.sequence_length)
     yield Step(
         "embed",
         "embed",
-        _json(config.embedding),
-        {"split": "corpus.split", "model": f"export.{baseline}"},
+        _json(config.embedding, exclude=_HOW_TO_EMBED),
+        {"split": "corpus.split", **({} if config.embedding.encoder else own)},
+        settings=_json(config.embedding, include=_HOW_TO_EMBED),
         gpu=True,
     )
     yield Step(
@@ -120,13 +127,23 @@ def _sbp_steps(config: ExperimentConfig) -> Iterator[Step]:
         _json(config.pairing),
         {"split": "corpus.split", "embeddings": "embed"},
     )
+    yield Step(
+        "pairs.split",
+        "split_pairs",
+        {"validation_pairs": tuning.validation_pairs, "seed": config.blend_seed},
+        {"pairs": "pairs"},
+    )
     yield _training(
         "train.synthesizer",
         "tune_synthesizer",
         tuning,
-        {"model": _json(config.model), "seed": config.blend_seed},
         {
-            "pairs": "pairs",
+            "model": _json(config.model),
+            "seed": config.blend_seed,
+            "pairs_per_window": tuning.pairs_per_window,
+        },
+        {
+            "pairs": "pairs.split",
             "organic": "pack.organic",
             "tokenizer": "tokenizer",
             "checkpoint": f"train.{baseline}",
@@ -146,6 +163,17 @@ def _sbp_steps(config: ExperimentConfig) -> Iterator[Step]:
         gpu=True,
     )
     yield _pack(config, "synthetic", "synthesize")
+    if config.quality is not None:
+        yield Step(
+            "quality",
+            "measure_quality",
+            {
+                **_json(config.quality, exclude={"engine"}),
+                "judge": judge_identity(config.quality.engine, None),
+            },
+            {"synthetic": "synthesize", "split": "corpus.split"},
+            settings=_json(config.quality, include={"engine"}),
+        )
 
 
 def _training(
@@ -159,7 +187,7 @@ def _training(
     return Step(
         name,
         kind,
-        {"training": _json(training, exclude=_HOW_TO_TRAIN), **config},
+        {"training": _json(training, exclude=_HOW_TO_TRAIN | _OF_PAIRS), **config},
         inputs,
         settings={"training": _json(training, include=_HOW_TO_TRAIN)},
         ranks=ranks,

@@ -24,16 +24,32 @@ class PairConfig(Config):
     """Keep this many of the most similar pairs; the threshold follows from it."""
     neighbours: int = Field(default=200, ge=1, le=2048)
     """Nearest neighbours looked at for each document."""
-    index: Literal["auto", "flat", "ivf_flat", "ivf_sq8"] = "auto"
-    """`auto`: exact up to 50,000 documents, `ivf_flat` beyond. `ivf_sq8`: 8 bits a dimension."""
+    index: Literal["auto", "flat", "ivf_flat", "ivf_sq8", "ivf_pq4fs", "hnsw"] = "auto"
+    """`auto`: exact up to 50,000 documents, `ivf_pq4fs` beyond (on a GPU `ivf_flat`).
+    `ivf_flat`, `ivf_sq8`, `ivf_pq4fs`: √N inverted lists of float16 vectors; of 8 bits a dimension
+    (the paper's); of 4-bit residual codes, re-ranked by the float16 vectors. `hnsw`: a graph. Under
+    1,000 documents search is exact whatever is set."""
+    recall_target: float | None = Field(default=0.9, gt=0, le=1)
+    """`nprobe` (and `k_factor`) are tuned on a sample until it finds this share of the true
+    neighbours; `null` takes them as set."""
+    recall_sample: int = Field(default=500, ge=1)
+    """Documents on which recall is measured against exact search."""
     nprobe: int = Field(default=32, ge=1)
-    """Inverted lists searched for each query (of about √N); exact search ignores it."""
+    """Inverted lists searched for each query (of about √N), or candidates kept by `hnsw`."""
+    k_factor: float = Field(default=2.0, ge=1)
+    """`ivf_pq4fs`: candidates that are re-ranked for each neighbour wanted."""
     directions: Literal["both", "one"] = "both"
     """`both`: (a, b) and (b, a) are two training pairs, as each is found. `one`: one of them."""
     max_pairs_per_document: int | None = Field(default=None, ge=1)
     """At most this many d2 for one d1, the most similar ones."""
     drop_near_duplicates: bool = True
     """Drop pairs that share a 13-token shingle."""
+    label_key: str | None = None
+    """Key of the documents' metadata that says what they are about, one value or a list: the report
+    then tells, by similarity, how many neighbours have one in common."""
+    icpt_order: bool = False
+    """Also write `order.parquet`: all documents, neighbours after each other (in-context
+    pretraining), for `order` of a blend's source."""
     min_pairs: Count = 100
     """Refuse to go on with fewer pairs: a synthesizer learns nothing from a handful."""
     threads: int | None = Field(default=None, ge=1)

@@ -1,20 +1,25 @@
-"""Nearest neighbours by inner product, with FAISS."""
+"""Nearest neighbours of every document by inner product, with FAISS."""
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_synth.config import DataError
 from megatron_synth.pairing.config import PairConfig
+from megatron_synth.pairing.index import NeighbourIndex, build_index
+from megatron_synth.pairing.recall import tune
+from megatron_synth.pairing.vectors import Rows, Vectors
 from megatron_synth.runs import Progress
 
-EXACT_LIMIT = 50_000
-_QUERY_BLOCK = 4096
-_TRAIN_PER_LIST = 64
+QUERIES = 4096
+"""Documents asked for at a time: inverted lists are read once for all that need them."""
+
+Relations = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
+"""d1 int64 [m], d2 int64 [m], similarity float32 [m]."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Candidates:
         similarity: float32 [m], cosine, not rising.
         self_pairs: How many self pairs were removed.
         index: Which index answered.
+        search: How it was set, and its recall: `nprobe`, `k_factor`, `recall` and the like.
     """
 
     d1: NDArray[np.int64]
@@ -34,114 +40,112 @@ class Candidates:
     similarity: NDArray[np.float32]
     self_pairs: int
     index: str
+    search: dict[str, Any] = field(default_factory=dict)
 
 
-def load_vectors(path: Path) -> NDArray[np.float32]:
-    """Read unit vectors as float32 [n, d].
-
-    Raises:
-        DataError: No such file, not a matrix of floats, fewer than two rows, or rows whose norm is
-            neither 1 nor 0 (0 marks a document without a direction: it has no neighbours).
-    """
-    if not path.is_file():
-        raise DataError("no such embeddings file", where=path)
-    try:
-        vectors = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"no numpy array: {error}", where=path) from error
-    if vectors.ndim != 2 or vectors.dtype.kind != "f":
-        raise DataError(
-            f"must be a matrix of floats [documents, dimension], is {vectors.dtype} "
-            f"{vectors.shape}",
-            where=path,
-        )
-    if len(vectors) < 2:
-        raise DataError(f"{len(vectors)} documents cannot form a pair", where=path)
-    result: NDArray[np.float32] = np.ascontiguousarray(vectors, np.float32)
-    norms = np.linalg.norm(result, axis=1)
-    wrong = ~((np.abs(norms - 1) < 0.02) | (norms == 0))
-    if wrong.any():
-        raise DataError(
-            f"{int(wrong.sum())} of {len(norms)} rows do not have unit norm "
-            f"(row {int(wrong.argmax())}: {norms[wrong.argmax()]:.4f})",
-            where=path,
-            fix="Divide each row by its norm: similarity is the inner product.",
-        )
-    return result
-
-
-def find_neighbours(
-    config: PairConfig, vectors: NDArray[np.float32], progress: Progress
-) -> Candidates:
+def find_neighbours(config: PairConfig, vectors: Vectors, progress: Progress) -> Candidates:
     """The nearest neighbours of every document.
 
     Args:
-        config: Number of neighbours, index, threads.
-        vectors: float32 [n, d], unit rows; rows of zeros are left out on both sides.
+        config: Number of neighbours, index, recall, threads.
+        vectors: float16 or float32 [n, d], unit rows; rows of zeros are left out on both sides.
         progress: Counts queries.
     """
-    import faiss
-
-    present = np.flatnonzero(np.any(vectors, axis=1))
-    kind = config.index
-    if kind == "auto":
-        kind = "flat" if len(present) <= EXACT_LIMIT else "ivf_flat"
-    wanted = min(config.neighbours + 1, len(present))  # one more: a document finds itself
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(config.threads or _threads())
-    try:
-        progress.phase("building the index")
-        rows = vectors[present]
-        index = _build(faiss, kind, rows, config)
-        progress.phase("searching neighbours", total=len(present), unit="documents")
-        pieces = []
-        for start in range(0, len(present), _QUERY_BLOCK):
-            similarity, position = index.search(rows[start : start + _QUERY_BLOCK], wanted)
-            pieces.append(_as_pairs(start, similarity, position, config.neighbours))
-            progress.update(min(start + _QUERY_BLOCK, len(present)))
-    finally:
-        faiss.omp_set_num_threads(before)
+    rows = Rows.of(vectors)
+    with threads(config):
+        index, search = tuned_index(config, rows, progress)
+        progress.phase("searching neighbours", total=len(rows), unit="documents")
+        pieces, selves = [], 0
+        for asked, place, similarity in search_all(index, rows, config.neighbours + 1):
+            *piece, itself = as_relations(
+                rows.documents(asked), rows.documents(place), place >= 0, similarity, config
+            )
+            pieces.append(piece)
+            selves += itself
+            progress.update(progress.state.done + len(asked))
     d1, d2, found = (np.concatenate([p[i] for p in pieces]) for i in range(3))
     # Ties are broken by document number, so that the order never depends on threads.
     order = np.lexsort((d2, d1, -found))
-    return Candidates(
-        present[d1[order]],
-        present[d2[order]],
-        found[order].astype(np.float32),
-        sum(p[3] for p in pieces),
-        kind,
-    )
+    return Candidates(d1[order], d2[order], found[order], selves, index.kind, search)
 
 
-def _build(faiss: Any, kind: str, rows: NDArray[np.float32], config: PairConfig) -> Any:
-    dimension = rows.shape[1]
-    if kind == "flat":
-        index = faiss.IndexFlatIP(dimension)
-    else:
-        lists = max(1, round(len(rows) ** 0.5))
-        coding = {"ivf_flat": "Flat", "ivf_sq8": "SQ8"}[kind]
-        index = faiss.index_factory(dimension, f"IVF{lists},{coding}", faiss.METRIC_INNER_PRODUCT)
-        index.cp.seed = config.seed
-        index.nprobe = min(config.nprobe, lists)
-        size = min(len(rows), lists * _TRAIN_PER_LIST)
-        chosen = np.random.default_rng(config.seed).choice(len(rows), size, replace=False)
-        index.train(rows[np.sort(chosen)])
-    index.add(rows)
-    return index
+def tuned_index(
+    config: PairConfig, rows: Rows, progress: Progress
+) -> tuple[NeighbourIndex, dict[str, Any]]:
+    """Build an index and tune it; also returns what `Candidates.search` holds."""
+    progress.phase("building the index")
+    index = build_index(config, rows)
+    progress.phase("measuring recall")
+    recall = tune(config, index, rows)
+    if recall is None:
+        return index, {}
+    return index, {**index.settings, "recall": round(recall, 4), "target": config.recall_target}
 
 
-def _as_pairs(
-    start: int, similarity: NDArray[Any], position: NDArray[Any], neighbours: int
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], int]:
-    """Flatten one block of answers; drop itself, empty slots and what is over `neighbours`."""
-    query = np.arange(start, start + len(position))[:, None]
-    itself = position == query
-    kept = (position >= 0) & ~itself
-    kept &= np.cumsum(kept, axis=1) <= neighbours
+def search_all(
+    index: NeighbourIndex, rows: Rows, k: int, order: NDArray[np.int64] | None = None
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
+    """Ask for every row, in the order that is best for the index.
+
+    Args:
+        index: What is searched.
+        rows: Who asks.
+        k: Answers for each, itself included.
+        order: int64 [rows], in which order; by default the index's own (rows are what it holds).
+
+    Yields:
+        asked int64 [q] (places in `rows`), place int64 [q, k] (places in the index; -1 for none),
+        similarity float32 [q, k], falling.
+    """
+    order = index.order if order is None else order
+    k = min(k, len(index.order))
+    for start in range(0, len(order), QUERIES):
+        asked = order[start : start + QUERIES]
+        similarity, place = index.search(rows.take(asked), k)
+        yield asked, place, similarity
+
+
+def as_relations(
+    asked: NDArray[np.int64],
+    answer: NDArray[np.int64],
+    given: NDArray[np.bool_],
+    similarity: NDArray[np.float32],
+    config: PairConfig,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], int]:
+    """Flatten a block of answers: without the document itself, empty slots, and one too many.
+
+    Args:
+        asked: int64 [q], documents.
+        answer: int64 [q, k], documents.
+        given: bool [q, k], whether there is an answer.
+        similarity: float32 [q, k], falling.
+        config: `neighbours` bounds what each document keeps.
+
+    Returns:
+        d1, d2, similarity (see `Relations`) and how many self pairs were left out.
+    """
+    itself = given & (answer == asked[:, None])
+    kept = given & ~itself
+    kept &= np.cumsum(kept, axis=1) <= config.neighbours
     row, _ = np.nonzero(kept)
-    return row + start, position[kept], similarity[kept], int(itself.sum())
+    return asked[row], answer[kept], similarity[kept].astype(np.float32), int(itself.sum())
 
 
-def _threads() -> int:
+@contextmanager
+def threads(config: PairConfig) -> Iterator[None]:
+    """FAISS with as many threads as the config says."""
+    import faiss
+
+    before = faiss.omp_get_max_threads()
     declared = os.environ.get("OMP_NUM_THREADS", "")
-    return int(declared) if declared.isdigit() and int(declared) else len(os.sched_getaffinity(0))
+    usual = int(declared) if declared.isdigit() and int(declared) else cores()
+    faiss.omp_set_num_threads(config.threads or usual)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))

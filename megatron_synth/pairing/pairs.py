@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_synth.config import DataError
+from megatron_synth.pairing.bins import read_labels
 from megatron_synth.pairing.config import PairConfig
-from megatron_synth.pairing.duplicates import SharesText, shingle_test
-from megatron_synth.pairing.neighbours import Candidates, find_neighbours, load_vectors
+from megatron_synth.pairing.duplicates import SharesText, no_test, shingle_test
+from megatron_synth.pairing.neighbours import Candidates, find_neighbours
+from megatron_synth.pairing.order import traverse, write_order
 from megatron_synth.pairing.summary import describe, too_few
+from megatron_synth.pairing.vectors import load_vectors
 from megatron_synth.runs import Progress, atomic_write, get_logger, write_json
 
 _log = get_logger(__name__)
@@ -55,7 +58,9 @@ def find_pairs(
 
     Returns:
         Counts: `pairs`, `threshold`, `documents`, `documents_as_d1`, `documents_as_d2`, `index`,
-        `candidates`, and `dropped` by reason.
+        `search` (how it was set and its recall; empty for exact search), `candidates`, `order`
+        (with `icpt_order`: `jumps`, `mean_similarity`), and
+        `dropped` by reason.
 
     Raises:
         DataError: Files that do not fit each other, or fewer than `min_pairs` pairs: the message
@@ -64,14 +69,22 @@ def find_pairs(
     from megatron_synth.corpus import read_documents
 
     vectors = load_vectors(embeddings)
-    ids, texts = [], []
+    ids, texts, labels = [], [], []
     for document in read_documents(documents):
         ids.append(document.id)
         texts.append(document.text)
+        if config.label_key is not None:
+            labels.append(read_labels(document, config.label_key))
     _check_same_documents(embeddings, documents, ids, len(vectors))
+    if config.label_key is not None and not any(labels):
+        raise DataError(
+            f"no document has a label {config.label_key!r}",
+            where=documents,
+            fix="label_key names a key of the documents' metadata, a string or a list of them.",
+        )
     candidates = find_neighbours(config, vectors, progress)
     progress.phase("comparing texts", total=len(candidates.d1), unit="pairs")
-    shares = shingle_test(texts) if config.drop_near_duplicates else _never
+    shares = shingle_test(texts) if config.drop_near_duplicates else no_test
     selection = select(config, candidates, shares, progress)
     if len(selection.kept) < config.min_pairs:
         raise too_few(config, candidates, selection.drops, len(selection.kept), embeddings)
@@ -83,8 +96,14 @@ def find_pairs(
             target,
             config.neighbours,
         )
-    report = describe(config, candidates, selection, ids, texts)
+    report = describe(config, candidates, selection, ids, texts, labels or None)
+    report["counts"]["search"] = candidates.search
     out.mkdir(parents=True, exist_ok=True)
+    if config.icpt_order:
+        progress.phase("ordering documents")
+        path = traverse((candidates.d1, candidates.d2, candidates.similarity), len(ids))
+        write_order(out / "order.parquet", path, ids)
+        report["counts"]["order"] = path.counts
     _write_pairs(out / "pairs.parquet", candidates, selection.kept)
     write_json(out / "report.json", report)
     counts: dict[str, Any] = report["counts"]
@@ -108,15 +127,15 @@ def select(
     kept: list[int] = []
     duplicates: list[int] = []
     per_document: dict[int, int] = {}
-    tested: dict[tuple[int, int], bool] = {}
     taken: set[tuple[int, int]] = set()
     place = 0
     while place < end and not (config.target_pairs and len(kept) >= config.target_pairs):
+        if place % _BLOCK == 0:
+            block = slice(place, min(place + _BLOCK, end))
+            duplicate = shares_text(d1[block], d2[block])
         first, second = int(d1[place]), int(d2[place])
         pair = (min(first, second), max(first, second))
-        if pair not in tested:
-            tested[pair] = shares_text(*pair)
-        if tested[pair]:
+        if duplicate[place % _BLOCK]:
             drops["near_duplicate"] += 1
             duplicates.append(place)
         elif config.directions == "one" and pair in taken:
@@ -194,7 +213,3 @@ def _check_same_documents(embeddings: Path, documents: Path, ids: Sequence[str],
                 where=documents,
                 fix=f"Embed this file again; {beside} names the documents that were embedded.",
             )
-
-
-def _never(first: int, second: int) -> bool:
-    return False

@@ -7,6 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_synth.config import DataError
+from megatron_synth.pairing.bins import (
+    Labels,
+    chance_of_a_label,
+    describe_bins,
+    describe_per_document,
+)
 from megatron_synth.pairing.config import PairConfig
 from megatron_synth.pairing.neighbours import Candidates
 
@@ -27,18 +33,30 @@ def describe(
     selection: "Selection",
     ids: Sequence[str],
     texts: Sequence[str],
+    labels: Labels | None = None,
 ) -> dict[str, Any]:
     """The content of `report.json`.
 
+    Args:
+        config: Its seed draws the samples.
+        candidates: What was found.
+        selection: What became of it.
+        ids: Of the documents, by number.
+        texts: Of the documents, by number.
+        labels: Of the documents, by number; None: none are compared.
+
     Returns:
         `counts` (see `find_pairs`); `histogram`: `edges` [b + 1], `neighbours` [b] and `pairs`
-        [b]; `quantiles` of the neighbours' similarities and of each document's nearest one;
-        `samples` and `near_duplicate_samples`: lists of `d1`, `d2` (ids), `similarity`,
-        `d1_text`, `d2_text` (cut at 1,500 characters).
+        [b]; `bins`: rows of `bins.describe_bins`; `label_chance`: share of pairs drawn at random
+        that have a label in common, None without labels; `per_document`: d2 of each d1, see
+        `bins.describe_per_document`; `quantiles` of the neighbours' similarities and of each
+        document's nearest one; `samples` and `near_duplicate_samples`: lists of `d1`, `d2` (ids),
+        `similarity`, `d1_text`, `d2_text` (cut at 1,500 characters).
     """
     kept = selection.kept
     nearest = np.zeros(len(ids), np.float32)
     np.maximum.at(nearest, candidates.d1, candidates.similarity)
+    histogram = _histogram(candidates.similarity, candidates.similarity[kept])
     return {
         "counts": {
             "pairs": len(kept),
@@ -51,7 +69,10 @@ def describe(
             "candidates": len(candidates.d1),
             "dropped": {"self": candidates.self_pairs, **selection.drops},
         },
-        "histogram": _histogram(candidates.similarity, candidates.similarity[kept]),
+        "histogram": histogram,
+        "bins": describe_bins(candidates, histogram["edges"], texts, labels, config.seed),
+        "label_chance": None if labels is None else chance_of_a_label(labels, config.seed),
+        "per_document": describe_per_document(candidates.d1[kept], len(ids)),
         "quantiles": {
             "neighbours": _quantiles(candidates.similarity),
             "nearest": _quantiles(nearest),

@@ -13,6 +13,7 @@ from megatron_synth.synthesis.methods.defaults import (
     LongInput,
     MethodName,
 )
+from megatron_synth.synthesis.mideval_config import GateConfig
 
 
 class FilterConfig(Config):
@@ -127,6 +128,8 @@ class SynthesisConfig(Config):
     answer has not the form that the prompt asks for."""
     filters: FilterConfig = FilterConfig()
     """What is dropped."""
+    mideval: GateConfig | None = None
+    """Look at the first documents before the others are made (docs/mideval.md)."""
     engine: EngineConfig = VllmConfig()
     """The generator's engine."""
     ray: RayConfig = RayConfig()
@@ -166,6 +169,9 @@ class SynthesisConfig(Config):
                 raise ValueError(f"{self.method} has no use for {name}")
         if self.method == "latent_thoughts" and self.long_input != "skip":
             raise ValueError("latent_thoughts reads whole documents: long_input must be skip")
+        for name in ("max_copies", "max_irrelevant"):
+            if self.method == "self_distill" and getattr(self.mideval, name, None) is not None:
+                raise ValueError(f"self_distill has no sources: mideval.{name} says nothing")
         return self
 
     @property

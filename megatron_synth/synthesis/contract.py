@@ -84,6 +84,7 @@ def request_key(
     generator: str,
     part: str | None = None,
     attempt: int | None = None,
+    system: str | None = None,
 ) -> str:
     """The key of a request (DESIGN, Exactly once): 32 hex digits.
 
@@ -96,6 +97,7 @@ def request_key(
         generator: Name and fingerprint.
         part: Which of the item's questions, where it has several.
         attempt: 0 for the first try, where answers may be unparseable.
+        system: System message before the prompt.
     """
     content: dict[str, Any] = {
         "document": document,
@@ -109,4 +111,6 @@ def request_key(
         content["part"] = part
     if attempt is not None:
         content["attempt"] = attempt
+    if system:
+        content["system"] = hash_json(system)
     return hash_json(content)

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 
 from megatron_synth.corpus import Document
+from megatron_synth.corpus.decontamination import Benchmarks, DecontaminateConfig
 from megatron_synth.corpus.shingles import batch_shingles, count_shared
 from megatron_synth.synthesis.config import FilterConfig, SynthesisConfig
 from megatron_synth.synthesis.language import differs_in_language
@@ -26,6 +28,7 @@ REASONS = {
     "special_spelling": "spells out a control token (filters.special_spellings)",
     "refusal": "begins by saying that it will not answer",
     "repeats_prompt": "repeats a sentence of its prompt",
+    "held_out_text": "holds a run of 13 words of a held-out document",
     "repeated_shingle": "some 13-token shingle occurs more than once",
     "copies_source": "too large a share of its 13-token shingles stands in its source",
     "other_language": "is in another language than its source",
@@ -40,19 +43,23 @@ class FilterContext:
     Attributes:
         prompts: Bodies of the prompts, their fields unfilled; none without a prompt text.
         target_tokens: Tokens that a document should have; None where the method names none.
+        held_out: JSONL of documents whose text may not come into the corpus; None: none.
     """
 
     prompts: tuple[str, ...] = ()
     target_tokens: int | None = None
+    held_out: Path | None = None
 
     @classmethod
-    def of(cls, config: SynthesisConfig, prompts: tuple[str, ...]) -> "FilterContext":
+    def of(
+        cls, config: SynthesisConfig, prompts: tuple[str, ...], held_out: Path | None = None
+    ) -> "FilterContext":
         """The context of a method under these settings.
 
         A document that is asked about in chunks is as long as it has chunks: it has no target.
         """
         chunks = config.long_input == "chunk"
-        return cls(prompts, None if chunks else DEFAULTS[config.method].target_tokens)
+        return cls(prompts, None if chunks else DEFAULTS[config.method].target_tokens, held_out)
 
 
 NO_CONTEXT = FilterContext()
@@ -85,6 +92,7 @@ def drop_reason(
         ("special_spelling", lambda: config.special_spellings and spells_special_token(text)),
         ("refusal", lambda: config.refusals and begins_with_refusal(text)),
         ("repeats_prompt", lambda: _repeats_a_prompt(config, text, source_text, context)),
+        ("held_out_text", lambda: _holds_held_out_text(text, context.held_out)),
         ("repeated_shingle", lambda: config.repeated_shingle and shared.repeats),
         (
             "copies_source",
@@ -139,6 +147,25 @@ class _Shared:
             text, source = self._texts
             return float(text.split() == source.split())
         return shared / distinct
+
+
+def read_held_out(path: Path) -> Benchmarks:
+    """The 13-grams of held-out documents, read once in a process.
+
+    Raises:
+        DataError: No such file, no JSONL, or no text in it.
+    """
+    return _read_held_out(path, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@lru_cache(maxsize=2)
+def _read_held_out(path: Path, changed: int) -> Benchmarks:
+    del changed
+    return Benchmarks(DecontaminateConfig(queries=(str(path),), keys=("text",)))
+
+
+def _holds_held_out_text(text: str, held_out: Path | None) -> bool:
+    return held_out is not None and read_held_out(held_out).hits([text])[0] is not None
 
 
 def _is_too_long(config: FilterConfig, document: Document, context: FilterContext) -> bool:

@@ -54,7 +54,7 @@ def describe_generator(
     """
     engine = config.engine
     if isinstance(engine, EndpointConfig):
-        content = hash_json([engine.model, engine.chat, tokenizer.fingerprint])
+        content = hash_json([engine.model, engine.chat, engine.system_role, tokenizer.fingerprint])
         label = f"{name or engine.model}@{content[:_HASH_DIGITS]}"
         return Generator(label, _context_of(model_folder), ())
     model = read_model_folder(model_folder)

@@ -31,8 +31,14 @@ def run_hash(
     )
 
 
-def product_hash(run: str, config: SynthesisConfig) -> str:
-    """Everything that the product depends on besides the answers."""
+def product_hash(run: str, config: SynthesisConfig, held_out: str | None = None) -> str:
+    """Everything that the product depends on besides the answers.
+
+    Args:
+        run: See `run_hash`.
+        config: The filters, and how much is wanted.
+        held_out: Hash of the held-out documents, where there are any.
+    """
     return hash_json(
         {
             "run": run,
@@ -40,5 +46,6 @@ def product_hash(run: str, config: SynthesisConfig) -> str:
             "cap": config.request_cap,
             "tries": config.tries,  # an answer that cannot be parsed is asked for again
             "filters": config.filters.model_dump(mode="json"),
+            **({} if held_out is None else {"held_out": held_out}),
         }
     )

@@ -14,14 +14,12 @@ twice, which the filters of synthesis drop: look at it with `filters.repeated_sh
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from megatron_synth.config import Config, ConfigError, Count, DataError, RunError
+from megatron_synth.config import ConfigError, DataError, RunError
 from megatron_synth.corpus import (
     Document,
     NearDuplicatesConfig,
@@ -32,50 +30,30 @@ from megatron_synth.corpus import (
 from megatron_synth.corpus.holding_out import seeded_hash
 from megatron_synth.corpus.near_duplicates import NearDuplicates
 from megatron_synth.corpus.shingles import count_shared
-from megatron_synth.engines import Engine, EngineConfig
+from megatron_synth.engines import Engine
 from megatron_synth.runs import Progress
 from megatron_synth.synthesis.judging import FACTUALITY, RELEVANCE, judge
+from megatron_synth.synthesis.mideval_config import LIMITS, MidevalConfig, MidevalLimits
 
 _BATCH = 256
 _NEAR = 0.6
 _SHINGLE_WORDS = 5
-Share = Field(default=None, ge=0, le=1)
 
-
-class MidevalConfig(Config):
-    """What is looked at, and what may be found; a limit that is not set stops nothing."""
-
-    samples: Count = Field(default=1000, ge=1)
-    """Documents for repetition, copying and relevance."""
-    factuality_samples: Count = Field(default=10_000, ge=1)
-    """Documents for factuality."""
-    duplicate_samples: Count = Field(default=100_000, ge=1)
-    """Documents, the first of the corpus, among which near-duplicates are looked for; 1M in the
-    paper, which takes 4 GB of memory."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    """Decides which documents are drawn."""
-    max_characters: int = Field(default=12_000, ge=100)
-    """A judge sees no more than this of a text; how many were cut is counted."""
-    max_answer_tokens: int = Field(default=16, ge=1)
-    """Longest answer of the judge; a model that thinks aloud first needs more."""
-    min_judged_share: float = Field(default=0.9, ge=0, le=1)
-    """Share of the questions that the judge must answer in the form asked for."""
-    max_repetition: float | None = Share
-    """Share of documents in which some 13-token shingle occurs more than once."""
-    max_near_duplicates: float | None = Share
-    """Share of documents that repeat an earlier one (Jaccard of at least 0.6, estimated)."""
-    max_copies: float | None = Share
-    """Share of documents that are near-duplicates of their source."""
-    max_irrelevant: float | None = Share
-    """Share of documents that have nothing to do with their source, by the judge."""
-    max_factual_errors: float | None = Share
-    """Share of documents with a factual error, by the judge."""
-    engine: EngineConfig | None = None
-    """How the judge is asked (docs/engines.md); not set: vLLM with the judge's folder."""
+__all__ = [
+    "MidevalConfig",
+    "Pair",
+    "check_figures",
+    "count_near_duplicates",
+    "is_near_copy",
+    "measure",
+    "mideval",
+]
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
+    """A synthetic document and the text of its source; None without a source."""
+
     document: Document
     source: str | None
 
@@ -112,23 +90,57 @@ def mideval(
     progress.phase("drawing documents")
     drawn, near, looked_at = _read(config, read_documents(synthetic))
     pairs = _with_sources(drawn[: config.samples], documents)
+    facts = drawn[: config.factuality_samples]
+    figures = measure(config, pairs, facts, near / looked_at, looked_at, engine, progress)
+    broken = check_figures(config, figures)
+    if broken:
+        what, fix = broken
+        raise RunError(what, fix=fix)
+    return figures
+
+
+def measure(
+    config: MidevalLimits,
+    pairs: Sequence[Pair],
+    facts: Sequence[Document],
+    near_duplicates: float,
+    near_samples: int,
+    engine: Engine | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The figures that `mideval` describes; nothing is refused here.
+
+    Args:
+        config: How the judge is asked.
+        pairs: Documents for repetition, copies and relevance.
+        facts: Documents for factuality.
+        near_duplicates: Their share, which is counted while documents are read, and
+        near_samples: among how many.
+        engine: The judge.
+        progress: Is told the phase.
+    """
     progress.phase("counting")
     with_source = [pair for pair in pairs if pair.source is not None]
     figures: dict[str, Any] = {
         "repetition": _mean(repeats_shingle(pair.document.text) for pair in pairs),
-        "near_duplicates": near / looked_at,
+        "near_duplicates": near_duplicates,
         "copies": _mean(is_near_copy(p.document.text, p.source or "") for p in with_source),
         "irrelevant": None,
         "factual_errors": None,
         "factuality_undefined": None,
         "samples": len(pairs),
-        "near_duplicates_samples": looked_at,
+        "near_duplicates_samples": near_samples,
         "copies_samples": len(with_source),
     }
     if engine is not None:
-        _judge(config, engine, with_source, drawn, figures, progress)
-    _check(config, figures)
+        _judge(config, engine, with_source, facts, figures, progress)
     return figures
+
+
+def count_near_duplicates(documents: Iterable[Document]) -> int:
+    """Documents that repeat an earlier one (Jaccard of at least 0.6, estimated)."""
+    known = _known()
+    return sum(_near_duplicates(known, [document]) for document in documents)
 
 
 def is_near_copy(text: str, source: str) -> bool:
@@ -147,9 +159,7 @@ def _read(config: MidevalConfig, documents: Iterable[Document]) -> tuple[list[Do
     """A sample in random order, near-duplicates among the first documents, how many these are."""
     wanted = max(config.samples, config.factuality_samples)
     heap: list[tuple[int, int, Document]] = []  # those with the smallest keys: a uniform sample
-    known = NearDuplicates(
-        NearDuplicatesConfig(threshold=_NEAR, shingle_words=_SHINGLE_WORDS, seed=0)
-    )
+    known = _known()
     batch: list[Document] = []
     near = count = 0
     for document in documents:
@@ -171,6 +181,12 @@ def _read(config: MidevalConfig, documents: Iterable[Document]) -> tuple[list[Do
     return ordered, near, min(count, config.duplicate_samples)
 
 
+def _known() -> NearDuplicates:
+    return NearDuplicates(
+        NearDuplicatesConfig(threshold=_NEAR, shingle_words=_SHINGLE_WORDS, seed=0)
+    )
+
+
 def _near_duplicates(known: NearDuplicates, batch: list[Document]) -> int:
     found = 0
     for document, signature in zip(
@@ -183,9 +199,9 @@ def _near_duplicates(known: NearDuplicates, batch: list[Document]) -> int:
     return found
 
 
-def _with_sources(drawn: list[Document], documents: str | Path | None) -> list[_Pair]:
+def _with_sources(drawn: list[Document], documents: str | Path | None) -> list[Pair]:
     if documents is None:
-        return [_Pair(document, None) for document in drawn]
+        return [Pair(document, None) for document in drawn]
     wanted = {d.source_id for d in drawn if d.source_id is not None}
     texts = {d.id: d.text for d in read_documents(documents) if d.id in wanted}
     missing = sorted(wanted - set(texts))
@@ -197,21 +213,21 @@ def _with_sources(drawn: list[Document], documents: str | Path | None) -> list[_
             fix="Give the documents that the synthetic ones were made from.",
         )
     return [
-        _Pair(document, None if document.source_id is None else texts[document.source_id])
+        Pair(document, None if document.source_id is None else texts[document.source_id])
         for document in drawn
     ]
 
 
 def _judge(
-    config: MidevalConfig,
+    config: MidevalLimits,
     engine: Engine,
-    pairs: list[_Pair],
-    drawn: list[Document],
+    pairs: Sequence[Pair],
+    facts: Sequence[Document],
     figures: dict[str, Any],
     progress: Progress,
 ) -> None:
     limit = config.max_characters
-    texts = [document.text for document in drawn[: config.factuality_samples]]
+    texts = [document.text for document in facts]
     rows = [{"source": pair.source or "", "text": pair.document.text} for pair in pairs]
     figures["cut"] = sum(len(text) > limit for text in texts)
     figures["cut"] += sum(any(len(text) > limit for text in row.values()) for row in rows)
@@ -221,51 +237,55 @@ def _judge(
     progress.phase("judging factuality", len(texts), "documents")
     cut_texts = [{"text": text[:limit]} for text in texts]
     factuality = judge(FACTUALITY, cut_texts, engine, config.max_answer_tokens)
-    asked = relevance.asked + factuality.asked
-    judged = relevance.judged + factuality.judged
     figures |= {
         "irrelevant": relevance.share("irrelevant"),
         "factual_errors": factuality.share("error"),
         "factuality_undefined": factuality.share("undefined"),
         "irrelevant_samples": relevance.judged,
         "factuality_samples": factuality.judged,
-        "unjudged": asked - judged,
+        "unparseable": relevance.unparseable + factuality.unparseable,
+        "failed": relevance.failed + factuality.failed,
     }
-    if judged < config.min_judged_share * asked:
-        unparseable = relevance.unparseable + factuality.unparseable
-        raise RunError(
-            f"the judge answered {judged:,} of {asked:,} questions in the form asked for: "
-            f"{unparseable:,} answers are none of the labels or were cut, "
-            f"{relevance.failed + factuality.failed:,} failed",
-            fix="Use a stronger judge, raise max_answer_tokens, or lower min_judged_share.",
+    figures["unjudged"] = figures["unparseable"] + figures["failed"]
+
+
+def check_figures(
+    config: MidevalLimits, figures: Mapping[str, Any], more: Sequence[str] = ()
+) -> tuple[str, str] | None:
+    """What stops a run, and what to do about it; None where the figures pass.
+
+    Args:
+        config: The limits.
+        figures: See `measure`.
+        more: Further limits that are broken, each in words.
+    """
+    unjudged = figures.get("unjudged", 0)
+    asked = unjudged + figures.get("irrelevant_samples", 0) + figures.get("factuality_samples", 0)
+    if asked - unjudged < config.min_judged_share * asked:
+        return (
+            f"the judge answered {asked - unjudged:,} of {asked:,} questions in the form asked "
+            f"for: {figures['unparseable']:,} answers are none of the labels or were cut, "
+            f"{figures['failed']:,} failed",
+            "Use a stronger judge, raise max_answer_tokens, or lower min_judged_share.",
         )
-
-
-_LIMITS = {
-    "repetition": "max_repetition",
-    "near_duplicates": "max_near_duplicates",
-    "copies": "max_copies",
-    "irrelevant": "max_irrelevant",
-    "factual_errors": "max_factual_errors",
-}
-
-
-def _check(config: MidevalConfig, figures: dict[str, Any]) -> None:
-    over = []
-    for name, setting in _LIMITS.items():
+    over = list(more)
+    for name, setting in LIMITS.items():
         limit, figure = getattr(config, setting), figures[name]
-        if limit is not None and figure is None:
-            raise DataError(f"no drawn document has a source or a verdict: {setting} says nothing")
-        if limit is not None and figure > limit:
+        if limit is None:
+            continue
+        if figure is None:
+            over.append(f"{name} could not be measured: no source or verdict ({setting})")
+        elif figure > limit:
             over.append(f"{name} {figure:.1%} ({setting} {limit:.1%})")
-    if over:
-        measured = ", ".join(
-            f"{name} {figures[name]:.1%}" for name in _LIMITS if figures[name] is not None
-        )
-        raise RunError(
-            f"mideval stops here: {'; '.join(over)}. All figures: {measured}",
-            fix="Look at the documents before you pay for more of them; or raise the limit.",
-        )
+    if not over:
+        return None
+    measured = ", ".join(
+        f"{name} {figures[name]:.1%}" for name in LIMITS if figures[name] is not None
+    )
+    return (
+        f"mideval stops here: {'; '.join(over)}. All figures: {measured}",
+        "Look at the documents before you pay for more of them; or raise the limit.",
+    )
 
 
 def _refuse_unmeasured(

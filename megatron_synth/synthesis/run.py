@@ -20,7 +20,8 @@ from megatron_synth.runs import Progress, hash_file, hash_json, write_json
 from megatron_synth.synthesis.card import CARD, write_card
 from megatron_synth.synthesis.config import SynthesisConfig
 from megatron_synth.synthesis.contract import Method
-from megatron_synth.synthesis.filters import FilterContext
+from megatron_synth.synthesis.filters import FilterContext, read_held_out
+from megatron_synth.synthesis.gate import pass_gate
 from megatron_synth.synthesis.generator import Generator, describe_generator
 from megatron_synth.synthesis.identity import product_hash, run_hash
 from megatron_synth.synthesis.methods.defaults import DEFAULTS, PROMPTLESS
@@ -57,6 +58,7 @@ def synthesize(
     progress: Progress,
     *,
     generator_name: str | None = None,
+    held_out: Path | None = None,
     make_engine: Callable[[], Engine] | None = None,
 ) -> dict[str, Any]:
     """Generate until `config.tokens` tokens pass the filters, or all documents are made.
@@ -76,6 +78,8 @@ def synthesize(
         out: Output folder; may hold a killed try's work.
         progress: Kept tokens of the target.
         generator_name: Recorded as the generator's name; the model folder's name where not set.
+        held_out: JSONL of held-out documents: what holds a run of 13 words of one is dropped as
+            `held_out_text`, so that no validation text is trained on by way of the generator.
         make_engine: Another engine than vLLM on `model_folder`; it must be picklable where Ray
             is used.
 
@@ -84,10 +88,11 @@ def synthesize(
         output_tokens, surplus_requests (answered, but not needed for the target), asked_again
         (after restarts), special_spellings and replacement_characters (kept documents that hold
         such), seeds, how many of them did not fit (seeds_too_long; inputs_cut, inputs_chunked,
-        inputs_skipped), seconds and tokens_per_second of generation.
+        inputs_skipped), seconds and tokens_per_second of generation; with `held_out` also
+        held_out_documents and held_out_grams (distinct).
 
     Raises:
-        DataError: A folder is missing or damaged, or there are no seeds.
+        DataError: A folder is missing or damaged, there are no seeds, or no held-out documents.
         ConfigError: No document fits the model's context; a prompt file is wrong; vLLM cannot
             run the model here.
         RunError: See `Shard.run`; or memory, disk, Ray.
@@ -100,7 +105,12 @@ def synthesize(
     work.mkdir(parents=True, exist_ok=True)
     seeds = _open_seeds(config, documents, tokenizer, work)
     run = run_hash(config, prompts, seeds, generator)
-    product = product_hash(run, config)
+    guarded: dict[str, int] = {}
+    if held_out is not None:
+        held_out = held_out.absolute()
+        grams = read_held_out(held_out).counts  # a missing file says so before Ray starts
+        guarded = {"held_out_documents": grams["queries"], "held_out_grams": grams["grams"]}
+    product = product_hash(run, config, None if held_out is None else hash_file(held_out))
     counts = _finished(out, product)
     if counts is None:
         make_this_method = partial(
@@ -114,51 +124,63 @@ def synthesize(
         start = partial(
             _start_engine, config, model_folder.absolute(), tokenizer_folder.absolute(), generator
         )
-        counts = _produce(
+        context = FilterContext.of(config, tuple(prompt.wording for prompt in prompts), held_out)
+        method = make_this_method()  # one that refuses the settings does so before Ray starts
+        generate = partial(
+            _generate,
             config,
-            out,
-            work / product[:12],
             run,
-            tokenizer,
             make_this_method,
             make_engine or start,
+            context,
+            method.total,
             progress,
-            FilterContext.of(config, tuple(prompt.body for prompt in prompts)),
         )
-        counts |= {"seeds": len(seeds) if seeds else 0, **make_this_method().count_inputs()}
+        if config.mideval is not None:
+            pass_gate(config, out, work, run, product, method, context, generate, progress)
+        places = Places(out.absolute(), work / product[:12])
+        places.work.mkdir(exist_ok=True)
+        generate(places)
+        progress.phase("writing documents")
+        counts = _merge(config, places, run, tokenizer, out)
+        counts |= {"seeds": len(seeds) if seeds else 0, **method.count_inputs(), **guarded}
         write_card(out / CARD, config, counts, _read_part(out / DOCUMENTS), DOCUMENTS)
         write_json(out / COUNTS, {"product": product, **counts})
     shutil.rmtree(work, ignore_errors=True)
     return counts
 
 
-def _produce(
+def _generate(
     config: SynthesisConfig,
-    out: Path,
-    parts: Path,
     run: str,
-    tokenizer: Tokenizer,
     make_method: Callable[[], Method],
     make_engine: Callable[[], Engine],
-    progress: Progress,
     context: FilterContext,
-) -> dict[str, Any]:
+    total: int | None,
+    progress: Progress,
+    places: Places,
+    sample: int | None = None,
+) -> None:
+    """Make the shards that are not done; of a sample, the beginning of the first one."""
     # Curator and Ray take seconds to import: only where they are needed.
     from megatron_synth.synthesis.pipeline import run_stages
     from megatron_synth.synthesis.stages import GenerationStage
 
-    parts.mkdir(exist_ok=True)
-    places = Places(out.absolute(), parts)
-    method = make_method()  # one that refuses the settings does so before Ray starts
-    open_shards = [n for n in range(config.shards) if not places.counts(n).is_file()]
-    if open_shards:
-        progress.phase("starting Ray and the engine")
-        stage = GenerationStage(config, places, run, make_method, make_engine, context=context)
-        gpus = stage.resources.gpus
-        with watch(progress, config, places, method.total, gpus):
-            run_stages(config, places, stage, open_shards)
-    progress.phase("writing documents")
-    return _merge(config, places, run, tokenizer, out)
+    shards = range(config.shards if sample is None else 1)
+    open_shards = [n for n in shards if not places.counts(n).is_file()]
+    if not open_shards:
+        return
+    shown = config
+    if sample is not None:
+        config = config.model_copy(update={"workers": 1})
+        shown = config.model_copy(update={"tokens": None, "shards": 1})
+        total = sample if total is None else min(sample, total)
+    progress.phase("starting Ray and the engine")
+    stage = GenerationStage(
+        config, places, run, make_method, make_engine, context=context, sample=sample
+    )
+    with watch(progress, shown, places, total, stage.resources.gpus):
+        run_stages(config, places, stage, open_shards)
 
 
 def _open_seeds(

@@ -54,6 +54,7 @@ class Shard:
         log: The shard's own.
         state_path: Where progress goes; None writes none.
         context: What the filters know of the method.
+        sample: Make no more than so many documents, and be content with what they are.
     """
 
     def __init__(
@@ -64,9 +65,11 @@ class Shard:
         log: RequestLog,
         state_path: Path | None = None,
         context: FilterContext = NO_CONTEXT,
+        sample: int | None = None,
     ) -> None:
         self._config = config
         self._context = context
+        self._sample = sample
         self._number = number
         self._method = method
         self._log = log
@@ -77,7 +80,8 @@ class Shard:
         )
         self._clock = 0.0
         self._target = _share(config.tokens, number, config.shards)
-        self._cap = _share(config.request_cap, number, config.shards)
+        cap = _share(config.request_cap, number, config.shards)
+        self._cap = cap if sample is None or (cap is not None and cap < sample) else sample
         self._items = method.items(number, config.shards)
         self._exhausted = False
         self._place = 0  # items of the sequence that were taken up
@@ -287,6 +291,8 @@ class Shard:
             )
 
     def _end_of_items(self) -> None:
+        if self._sample is not None:
+            return
         state = self.state
         # A cap that is just as large as the work cuts nothing off.
         self._exhausted = self._exhausted or next(self._items, None) is None

@@ -73,6 +73,7 @@ class GenerationStage(ProcessingStage[ShardTask, DocumentBatch]):
         make_engine: Called in each worker when its first request is due.
         cpus: What Ray reserves for a worker.
         context: What the filters know of the method.
+        sample: Make only so many documents of each shard (see `Shard`).
     """
 
     name = "synthesis_generate"
@@ -87,8 +88,10 @@ class GenerationStage(ProcessingStage[ShardTask, DocumentBatch]):
         make_engine: Callable[[], Engine],
         cpus: float = 1.0,
         context: FilterContext = NO_CONTEXT,
+        sample: int | None = None,
     ) -> None:
         self.context = context
+        self._sample = sample
         self.resources = Resources(cpus=cpus, gpus=gpus_of_an_engine(config))
         self._config = config
         self._places = places
@@ -147,9 +150,8 @@ class GenerationStage(ProcessingStage[ShardTask, DocumentBatch]):
     def _rows(self, number: int) -> list[dict[str, Any]]:
         method = self._method or self._make_method()
         with RequestLog(self._places.log(number), self._run) as log:
-            shard = Shard(
-                self._config, number, method, log, self._places.state(number), self.context
-            )
+            state = self._places.state(number)
+            shard = Shard(self._config, number, method, log, state, self.context, self._sample)
             shard.run(self._start_engine)
             return [
                 {**to_row(outcome.document), "source_text": outcome.source_text}

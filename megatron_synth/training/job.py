@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from megatron_synth.blending import Chain, Plan
 from megatron_synth.blending.plan_file import BlendFile
-from megatron_synth.config import Config, ConfigError, parse_config
+from megatron_synth.config import Config, ConfigError, Count, parse_config
 from megatron_synth.models import ModelConfig
 from megatron_synth.training.config import TrainConfig
 
@@ -28,6 +28,23 @@ class ValidationSet(Config):
     """Prefix of the corpus, with or without `_text_document`."""
     windows: int | None = Field(default=None, ge=1)
     """How many of its windows, the same each time; None: all of one epoch."""
+
+
+class PairData(Config):
+    """What a synthesizer is tuned on (docs/sbp.md)."""
+
+    data: Path
+    """Prefix of the packed corpus, its documents in the order in which they were paired."""
+    file: Path
+    """`pairs.parquet` of `megatron-synth pair`."""
+    pairs_per_window: Literal["packed", "one"] = "packed"
+    """`packed`: as many whole pairs as fit a window, which do not see each other. `one`: one pair
+    a window, the rest of it padding."""
+    validation_pairs: Count = 256
+    """Pairs that are held out with both of their documents; their loss is `held_out_pairs`. Fewer
+    where that would cost a tenth of the pairs. 0: none."""
+    seed: int = Field(default=0, ge=0)
+    """Draws held-out pairs, windows and their order."""
 
 
 class SampleSettings(Config):
@@ -58,6 +75,9 @@ class TrainJob(Config):
     not be given again."""
     blend: BlendFile | None = None
     """In place of `plans`: a plan's file, inline."""
+    pairs: PairData | None = None
+    """In place of `plans`: pairs of related documents, to tune a synthesizer; needs `tokenizer`,
+    and steps, sequence length and batch in `training`."""
     data: dict[str, Path] = Field(default_factory=dict)
     """Where corpora lie, by name, if not where the plans say."""
     tokenizer: str | None = None
@@ -79,8 +99,10 @@ class TrainJob(Config):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if bool(self.plans) == (self.blend is not None):
-            raise ValueError("set plans or blend, one of them")
+        if bool(self.plans) + (self.blend is not None) + (self.pairs is not None) != 1:
+            raise ValueError("set plans, blend or pairs, one of them")
+        if self.pairs is not None and self.tokenizer is None:
+            raise ValueError("pairs need the tokenizer, for its separator: set tokenizer")
         if self.samples is not None and self.tokenizer is None:
             raise ValueError("samples need the tokenizer: set tokenizer")
         if self.init_from is not None and self.branch_from is not None:

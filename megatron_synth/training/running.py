@@ -13,11 +13,12 @@ from megatron_synth.blending import (
     solve,
 )
 from megatron_synth.blending.sizes import require_names
-from megatron_synth.config import ConfigError
+from megatron_synth.config import ConfigError, parse_config
 from megatron_synth.runs import Progress
 from megatron_synth.runtime import ParallelConfig
 from megatron_synth.tokens import Tokenizer
 from megatron_synth.training.checkpoints import latest_checkpoint
+from megatron_synth.training.config import TrainConfig
 from megatron_synth.training.job import TrainJob, ValidationSet, model_of, training_of
 from megatron_synth.training.loop import train
 from megatron_synth.training.result import TrainResult
@@ -36,6 +37,8 @@ def run_job(job: TrainJob, out: Path, progress: Progress, *, where: str) -> Trai
     Raises:
         ConfigError, DataError, RunError: As `train`, and as the plans and corpora do.
     """
+    if job.pairs is not None:
+        return _run_pairs(job, out, progress, where)
     chain = job.chain()
     training, model = training_of(job, chain, where), model_of(job, chain, where)
     corpora = chain.plans[-1].corpora
@@ -67,6 +70,23 @@ def run_job(job: TrainJob, out: Path, progress: Progress, *, where: str) -> Trai
         account=chain.at,
         dataset_names=[c.name for c in corpora],
         dataset_streams=[c.stream for c in corpora],
+        samples=_samples(job, training.parallel, where),
+    )
+
+
+def _run_pairs(job: TrainJob, out: Path, progress: Progress, where: str) -> TrainResult:
+    from megatron_synth.training.pair_job import run_pairs
+
+    training = parse_config(job.training, TrainConfig, where=f"{where}: training")
+    return run_pairs(
+        job,
+        out,
+        progress,
+        where=where,
+        validation={
+            name: _windows(name, its, training.sequence_length)
+            for name, its in job.validation.items()
+        },
         samples=_samples(job, training.parallel, where),
     )
 

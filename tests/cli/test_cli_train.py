@@ -214,7 +214,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(cli, config, tmp_pa
         ("init_from=plans", "not a checkpoint"),
         ("branch_from=plans", "not a checkpoint"),
         ("validation.more=packed/none", "packed/none"),
-        ("plans=[]", "set plans or blend"),
+        ("plans=[]", "set plans, blend or pairs"),
     ],
 )
 def test_a_mistake_is_one_clear_message(cli, config, tmp_path, override, message):

@@ -24,6 +24,11 @@ TRIMMED = (
     "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 BARE = "{{ messages[0]['content'] }}"
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}" + CHATML
+)
+DROPS_SYSTEM = "{% set messages = messages[-1:] %}" + CHATML
 TEMPLATES = {"chatml": CHATML, "system": SYSTEM, "trimmed": TRIMMED, "bare": BARE}
 
 

@@ -4,12 +4,22 @@ import json
 import logging
 
 import pytest
-from chat_models import CHATML, SPECIALS, TEMPLATES, save_chat_tokenizer
+from chat_models import (
+    CHATML,
+    DROPS_SYSTEM,
+    NO_SYSTEM,
+    SPECIALS,
+    TEMPLATES,
+    save_chat_tokenizer,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_synth.config import ConfigError, DataError
+from megatron_synth.engines import Request, Sampling
 from megatron_synth.engines.chat import ChatForm, read_chat_form
+from megatron_synth.engines.prompt_ids import PromptIds
+from megatron_synth.engines.vllm_settings import VllmSettings
 from megatron_synth.tokens import Tokenizer
 
 ENDOFTEXT, IM_START, IM_END = range(3)
@@ -66,6 +76,55 @@ def test_a_chat_has_the_ids_that_transformers_gives_it(name, forms, peers, conte
         chat, tokenize=True, add_generation_prompt=True, return_dict=False
     )
     assert forms[name].encode(content) == expected
+
+
+@pytest.mark.parametrize("name", ["chatml", "trimmed"])
+@given(content=HARMLESS)
+def test_a_system_message_has_the_place_that_transformers_gives_it(name, forms, peers, content):
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
+    expected = peers[name].apply_chat_template(
+        chat, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+    assert forms[name].encode(content, "Be brief.") == expected
+    assert forms[name].encode(content) != expected
+
+
+@pytest.mark.parametrize("template", [NO_SYSTEM, DROPS_SYSTEM, TEMPLATES["bare"]])
+def test_without_a_place_for_a_system_message_it_stands_before_the_users(
+    template, tmp_path, caplog
+):
+    folder = save_chat_tokenizer(tmp_path, template)
+    form = read_chat_form(folder, Tokenizer.load(folder))
+    with caplog.at_level(logging.INFO):
+        ids = form.encode("Who?", "Be brief.")
+        form.encode("What?", "Be brief.")
+    assert ids == form.encode("Be brief.\n\nWho?")
+    assert caplog.text.count("takes no system message") == 1
+
+
+def test_a_system_message_cannot_become_a_control_token_either(tmp_path):
+    form = chatml(tmp_path)
+    system = "Be brief.<|im_end|>"
+    assert form.encode("Who?", system) == form.encode(f"{system}\n\nWho?")
+
+
+def test_an_engine_sends_the_system_message_in_the_chat_form_or_before_the_prompt(tmp_path):
+    folder = save_chat_tokenizer(tmp_path, CHATML)
+    tokenizer = Tokenizer.load(folder)
+    asked = Request("00", "Who?", Sampling(), system="Be brief.")
+    chat = PromptIds(VllmSettings(), folder, 340, tokenizer).encode(asked)[0]
+    assert chat == read_chat_form(folder, tokenizer).encode("Who?", "Be brief.")
+    plain = PromptIds(VllmSettings(chat=False), folder, 340, tokenizer).encode(asked)[0]
+    assert plain == tokenizer.encode("Be brief.\n\nWho?")
+
+
+def test_the_fingerprint_tells_what_becomes_of_a_system_message(tmp_path):
+    forms = []
+    for name, template in {"a": CHATML, "b": NO_SYSTEM}.items():
+        folder = save_chat_tokenizer(tmp_path / name, template)
+        forms.append(read_chat_form(folder, Tokenizer.load(folder)))
+    assert forms[0].encode("a") == forms[1].encode("a")
+    assert forms[0].fingerprint != forms[1].fingerprint
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -7,12 +7,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from megatron_synth.config import ConfigError, DataError
-from megatron_synth.engines.embedding import (
-    EmbedConfig,
-    _batches,
-    embed_documents,
-    embed_tokens,
-)
+from megatron_synth.engines.embedding import EmbedConfig, embed_documents, embed_tokens
+from megatron_synth.engines.encoder import batches
 from megatron_synth.runs import Progress
 
 SIZES = {
@@ -137,8 +133,8 @@ def test_a_killed_run_goes_on_from_its_shards(model_folder, tmp_path, monkeypatc
     assert len(list((killed / ".shards").glob("*.npy"))) == 2
     seen = []
     monkeypatch.setattr(
-        "megatron_synth.engines.embedding._batches",
-        lambda lengths, size: seen.append(len(lengths)) or _batches(lengths, size),
+        "megatron_synth.engines.encoder.batches",
+        lambda lengths, size: seen.append(len(lengths)) or batches(lengths, size),
     )
     embed_tokens(config, ids, tokens, model_folder, killed, Progress())
     assert sum(seen) == 17  # 37 documents, 20 of them finished before the kill
@@ -203,10 +199,10 @@ def test_mistakes_are_named(model_folder, tmp_path):
 
 def test_batches_hold_like_lengths_within_the_limit():
     lengths = [5, 1, 9, 9, 2, 40, 0]
-    batches = list(_batches(lengths, 20))
-    assert sorted(i for b in batches for i in b) == [0, 1, 2, 3, 4, 5]
-    assert batches[0] == [5]  # longer than the limit: alone
-    assert all(len(b) * max(lengths[i] for i in b) <= 20 for b in batches[1:])
+    found = list(batches(lengths, 20))
+    assert sorted(i for b in found for i in b) == [0, 1, 2, 3, 4, 5]
+    assert found[0] == [5]  # longer than the limit: alone
+    assert all(len(b) * max(lengths[i] for i in b) <= 20 for b in found[1:])
 
 
 def test_a_documents_file_is_embedded_with_the_models_own_tokenizer(tmp_path):

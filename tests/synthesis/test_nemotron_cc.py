@@ -42,7 +42,7 @@ def test_the_prompt_is_what_curators_stage_would_send(make_prompted, variant):
     item = next(method.items(0, 1))
     document, asked = write_with(method, item, lambda request: ANSWERS[variant][0])
     user = stage._process_llm_prompt({"text": method.source_text(item)})
-    assert asked[0][0].prompt == f"{stage.system_prompt}\n\n{user}"
+    assert (asked[0][0].system, asked[0][0].prompt) == (stage.system_prompt, user)
     assert document.prompt.startswith(f"nemotron_cc_{variant}@")
     assert document.method == "nemotron_cc"
 

@@ -64,6 +64,38 @@ def test_the_identity_changes_with_the_content_and_not_with_the_version(tmp_path
     assert load_prompt(write(tmp_path, GOOD.replace("qa", "text")), TEXT).identity != first
 
 
+def test_a_prompt_file_may_have_a_system_message_which_is_part_of_what_it_is(tmp_path):
+    plain = load_prompt(write(tmp_path, GOOD), TEXT)
+    content = GOOD.replace("answer: qa", "answer: qa\nsystem: You are a teacher.")
+    prompt = load_prompt(write(tmp_path, content), TEXT)
+    assert (plain.system, prompt.system) == (None, "You are a teacher.")
+    assert prompt.body == plain.body
+    assert prompt.identity != plain.identity
+    assert prompt.wording == f"You are a teacher.\n\n{plain.body}"
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "answer"),
+    [
+        ("rephrase_hq", "{{text}}", "text"),
+        ("latent_thoughts", "{{prefix}} {{suffix}}", "text"),
+        ("textbook", "{{text}} {{audience}}", "outline"),
+    ],
+)
+def test_every_prompted_method_sends_the_system_message(
+    make_prompted, tmp_path, method, fields, answer
+):
+    header = f"name: mine\nversion: 1\nanswer: {answer}"
+    keys = []
+    for system in ("", "\nsystem: You are a teacher.", "\nsystem: You are a child."):
+        file = write(tmp_path, f"---\n{header}{system}\n---\n{fields}\n")
+        made = make_prompted(method, prompt_file=file)
+        [request] = next(made.write(next(made.items(0, 1))))
+        assert request.system == (system.partition(": ")[2] or None)
+        keys.append(request.key)
+    assert len(set(keys)) == 3
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -9,7 +9,7 @@ import pytest
 from scripted import ScriptedEngine, honest_text
 
 from megatron_synth.config import ConfigError, DataError, RunError
-from megatron_synth.corpus import Document, read_documents
+from megatron_synth.corpus import Document, read_documents, write_documents
 from megatron_synth.runs import Progress
 from megatron_synth.synthesis import (
     COUNTS,
@@ -31,7 +31,9 @@ def step(documents, tokenizer, model_folder, tmp_path):
     def script(request):
         return "short" if int(request.key, 16) % 3 == 0 else honest_text(request.key)
 
-    def run(config=CONFIG, *, out="out", engine=None, seeds=documents, progress=None):
+    def run(
+        config=CONFIG, *, out="out", engine=None, seeds=documents, progress=None, held_out=None
+    ):
         engine = engine or ScriptedEngine(tokenizer, script)
         return synthesize(
             config,
@@ -40,6 +42,7 @@ def step(documents, tokenizer, model_folder, tmp_path):
             model_folder,
             tmp_path / out,
             progress or Progress(),
+            held_out=held_out,
             make_engine=lambda: engine,
         )
 
@@ -180,3 +183,29 @@ def test_importing_the_rooms_loads_nothing_heavy():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(found.stdout) == []
+
+
+def test_what_holds_held_out_text_is_dropped_and_counted_and_the_answers_are_asked_once(
+    step, tokenizer, tmp_path
+):
+    step()
+    kept = list(read_documents(tmp_path / "out" / DOCUMENTS))
+    held_out = tmp_path / "validation.jsonl"
+    write_documents(held_out, [Document("v", kept[0].text), Document("w", kept[-1].text)])
+    counts = step(held_out=held_out)
+    leaked = {d.id for d in (kept[0], kept[-1])}
+    left = list(read_documents(tmp_path / "out" / DOCUMENTS))
+    assert not leaked & {d.id for d in left}
+    # The target is met all the same, by further documents.
+    assert counts["tokens"] >= CONFIG.tokens
+    assert counts["dropped"]["held_out_text"] == 2
+    assert counts["held_out_documents"] == 2
+    assert counts["held_out_grams"] > 0
+    assert counts["asked_again"] == 0
+    dropped = {d.id: d.metadata["drop_reason"] for d in read_documents(tmp_path / "out" / DROPPED)}
+    assert {dropped[identity] for identity in leaked} == {"held_out_text"}
+
+
+def test_a_missing_held_out_file_is_named_before_anything_is_asked(step, tokenizer, tmp_path):
+    with pytest.raises(DataError, match="nowhere"):
+        step(engine=ScriptedEngine(tokenizer, None), held_out=tmp_path / "nowhere.jsonl")

@@ -29,11 +29,13 @@ class Question(Generic[Value]):
         prompt: The whole text.
         parse: Makes a value of the answer, or raises `Unparseable`.
         part: Names the question among several of its item.
+        system: System message before it.
     """
 
     prompt: str
     parse: Callable[[str], Value]
     part: str | None = None
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -202,8 +204,9 @@ class Asking:
             generator=self.setting.generator,
             part=question.part,
             attempt=attempt,
+            system=question.system,
         )
-        return Request(key, question.prompt, sampling)
+        return Request(key, question.prompt, sampling, question.system)
 
     def _read(
         self, question: Question[Value], completions: tuple[Completion, ...], seed: int

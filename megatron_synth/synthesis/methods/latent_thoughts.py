@@ -31,7 +31,7 @@ class LatentThoughts(Asking):
     def __init__(self, setting: Setting, prompt: Prompt) -> None:
         config, tokenizer = setting.config, setting.tokenizer
         answer = longest_answer(config, setting.context)
-        limit = input_limit(config, setting.context, len(tokenizer.encode(prompt.body)), answer)
+        limit = input_limit(config, setting.context, len(tokenizer.encode(prompt.wording)), answer)
         pieces = config.generations + 1
         inputs = Inputs("skip", limit, setting.seeds, tokenizer, least=pieces)
         super().__init__(setting, inputs, answer, prompt.identity)
@@ -50,6 +50,7 @@ class LatentThoughts(Asking):
         cut = cuts[item.generation]
         text = self.source_text(item)
         asked = self._asked.fill({"prefix": text[:cut], "suffix": text[cut:]})
-        answers = yield from self.ask(item, [Question(asked, FORMS[self._asked.answer])])
+        question = Question(asked, FORMS[self._asked.answer], system=self._asked.system)
+        answers = yield from self.ask(item, [question])
         metadata = {CUT: cut, "splits": len(cuts)}
         return self.document(item, answers[0].value or "", answers, metadata)

@@ -2,10 +2,10 @@
 
 The prompts are read out of the installed `nemo_curator` (Apache-2.0) when the step runs, so they
 are Curator's of that version. Ours are what its stages lack: answers that are committed one by
-one, seeds, and parsers that say why they refuse an answer. Two things differ from its stages. The
-system prompt stands before the user's message, in one message, since not every chat form has a
-place for it. And of `diverse_qa` the document holds the pairs alone: all of them, in their order,
-without the source text that Curator puts before a random choice of them.
+one, seeds, and parsers that say why they refuse an answer. One thing differs from its stages: of
+`diverse_qa` the document holds the pairs alone, all of them, in their order, without the source
+text that Curator puts before a random choice of them. The system prompt goes as a system message;
+where a chat form has no place for one, before the user's text (`engines.chat`).
 """
 
 from collections.abc import Callable
@@ -44,8 +44,8 @@ def nemotron_prompt(variant: str) -> Prompt:
             f"the installed nemo_curator has no prompt {template_name} with one {_DOCUMENT}",
             fix="Install the version of nemo-curator that requirements/ pins.",
         )
-    body = f"{system}\n\n{template.replace(_DOCUMENT, '{{text}}')}"
-    return Prompt(f"nemotron_cc_{variant}", 1, variant, body, frozenset({"text"}))
+    body = template.replace(_DOCUMENT, "{{text}}")
+    return Prompt(f"nemotron_cc_{variant}", 2, variant, body, frozenset({"text"}), system)
 
 
 def _after_announcement(answer: str) -> str:

@@ -26,7 +26,7 @@ class Prompted(Asking):
     def __init__(self, setting: Setting, prompt: Prompt, parse: Callable[[str], str]) -> None:
         config, tokenizer = setting.config, setting.tokenizer
         answer = longest_answer(config, setting.context)
-        limit = input_limit(config, setting.context, len(tokenizer.encode(prompt.body)), answer)
+        limit = input_limit(config, setting.context, len(tokenizer.encode(prompt.wording)), answer)
         assert config.long_input is not None
         inputs = Inputs(config.long_input, limit, setting.seeds, tokenizer)
         super().__init__(setting, inputs, answer, prompt.identity)
@@ -42,6 +42,7 @@ class Prompted(Asking):
                 self._asked.fill({"text": text}),
                 self._parse,
                 None if len(texts) == 1 else f"piece {number}",
+                self._asked.system,
             )
             for number, text in enumerate(texts)
         ]

@@ -43,7 +43,7 @@ class Textbook(Asking):
         # A chapter's prompt holds the plan, which is itself an answer: a third of the context
         # each.
         answer = longest_answer(config, setting.context, share=3)
-        sizes = [len(tokenizer.encode(prompt.body)) for prompt in (outline, chapter)]
+        sizes = [len(tokenizer.encode(prompt.wording)) for prompt in (outline, chapter)]
         limit = input_limit(config, setting.context, sizes[0], answer)
         input_limit(config, setting.context, sizes[1], 2 * answer)
         assert config.long_input is not None
@@ -66,7 +66,8 @@ class Textbook(Asking):
         reader = _READERS[audience]
         [text] = self.inputs.texts(item.source_row)
         asked = self._outline.fill({"text": text, "audience": reader})
-        [plan] = yield from self.ask(item, [Question(asked, read_outline, "outline")])
+        question = Question(asked, read_outline, "outline", self._outline.system)
+        [plan] = yield from self.ask(item, [question])
         metadata: dict[str, str] = {"audience": audience}
         if plan.value is None:
             return self.document(item, "", [plan], metadata)
@@ -81,6 +82,7 @@ class Textbook(Asking):
                 ),
                 FORMS[self._chapter.answer],
                 f"chapter {number}",
+                self._chapter.system,
             )
             for number, title in enumerate(plan.value.chapters, 1)
         ]

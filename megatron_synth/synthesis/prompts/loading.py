@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field
 
 from megatron_synth.config import Config, ConfigError, parse_config
+from megatron_synth.engines.requests import join_system
 from megatron_synth.runs import hash_json
 from megatron_synth.synthesis.answers import FORMS
 
@@ -27,6 +28,8 @@ class PromptHeader(Config):
     """Raised by whoever changes the wording; the content hash tells what was really asked."""
     answer: str
     """Form of the answer: a name in `answers.FORMS`."""
+    system: str | None = None
+    """System message; goes as such where the model's chat form has one."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Prompt:
         answer: Form of the answer, a name in `answers.FORMS`.
         body: With its fields unfilled.
         fields: Names of the fields in the body.
+        system: System message that goes before the body; it has no fields.
     """
 
     name: str
@@ -46,11 +50,18 @@ class Prompt:
     answer: str
     body: str
     fields: frozenset[str]
+    system: str | None = None
 
     @property
     def identity(self) -> str:
         """`name@hash`: what goes into a document's provenance. The hash is of the content."""
-        return f"{self.name}@{hash_json([self.body, self.answer])[:_HASH_DIGITS]}"
+        content = [self.body, self.answer, *([self.system] if self.system else [])]
+        return f"{self.name}@{hash_json(content)[:_HASH_DIGITS]}"
+
+    @property
+    def wording(self) -> str:
+        """System message and body, the fields unfilled: all words that are ours."""
+        return join_system(self.system, self.body)
 
     def fill(self, values: Mapping[str, str]) -> str:
         """The request's text. Each value is put in once, as it is: braces in it mean nothing.
@@ -115,7 +126,7 @@ def read_prompt(source: str | Path) -> Prompt:
     header = _header(found["header"], path)
     body = found["body"].strip("\n")
     used = frozenset(_FIELD.findall(body))
-    return Prompt(header.name, header.version, header.answer, body, used)
+    return Prompt(header.name, header.version, header.answer, body, used, header.system)
 
 
 def _header(text: str, path: Path) -> PromptHeader:
