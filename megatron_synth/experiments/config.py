@@ -11,6 +11,7 @@ from megatron_synth.config import Config, Count
 from megatron_synth.corpus.importing import ImportConfig
 from megatron_synth.corpus.splitting import SplitConfig
 from megatron_synth.engines.embedding import EmbedConfig
+from megatron_synth.evaluation.quality import QualityConfig
 from megatron_synth.models import ModelConfig
 from megatron_synth.packing import PackConfig
 from megatron_synth.pairing import PairConfig

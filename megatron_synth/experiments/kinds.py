@@ -4,6 +4,7 @@ Nothing is decided here; a kind takes paths out of manifests, calls a room, and 
 A kind's `version` goes up when its room gives other results for the same config and inputs.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
