@@ -80,7 +80,7 @@ def pass_gate(
         parts = work / f"mideval-{product[:12]}-{gate.samples}"
         parts.mkdir(exist_ok=True)
         places = Places(out.absolute(), parts)
-        if not places.counts(0).is_file():
+        if not places.is_done(0):
             generate(places, gate.samples)
         progress.phase("checking the first documents")
         with RequestLog(places.log(0), run) as log:

@@ -16,6 +16,7 @@ from megatron_synth.synthesis.places import Places
 from megatron_synth.synthesis.stages import (
     FilterStage,
     GenerationStage,
+    ReadStage,
     ShardTask,
     WriteStage,
 )
@@ -40,7 +41,12 @@ def run_stages(
     tasks: list[Any] = [ShardTask("synthesis", {"shard": number}) for number in shards]
     for number in shards:
         places.error(number).unlink(missing_ok=True)
-    stages = [generation, FilterStage(config.filters, generation.context), WriteStage(places)]
+    stages = [
+        generation,
+        ReadStage(),
+        FilterStage(config.filters, generation.context),
+        WriteStage(places),
+    ]
     if config.ray.executor == "inline":
         _run_inline(stages, tasks)
         return
@@ -65,9 +71,10 @@ def _run_inline(stages: list[Any], tasks: list[Any]) -> None:
         for stage in stages:
             stage.setup()
         for task in tasks:
-            current = [task]
-            for adapter in adapters:
-                current = adapter.process_batch(current)
+            for part in adapters[0].process_batch([task]):  # each on its own: one in memory
+                current = [part]
+                for adapter in adapters[1:]:
+                    current = adapter.process_batch(current)
     finally:
         for stage in stages:
             stage.teardown()

@@ -13,7 +13,7 @@ import zstandard
 from megatron_synth.config import ConfigError, RunError
 from megatron_synth.corpus import Document, document_writer, list_files, read_documents
 from megatron_synth.corpus.document import from_record
-from megatron_synth.engines import Engine, RequestLog
+from megatron_synth.engines import Engine
 from megatron_synth.engines import make_engine as start_engine
 from megatron_synth.engines.vllm_settings import VllmSettings
 from megatron_synth.runs import Progress, hash_file, hash_json, write_json
@@ -142,7 +142,7 @@ def synthesize(
         places.work.mkdir(exist_ok=True)
         generate(places)
         progress.phase("writing documents")
-        counts = _merge(config, places, run, tokenizer, out)
+        counts = _merge(config, places, tokenizer, out)
         counts |= {"seeds": len(seeds) if seeds else 0, **method.count_inputs(), **guarded}
         write_card(out / CARD, config, counts, _read_part(out / DOCUMENTS), DOCUMENTS)
         write_json(out / COUNTS, {"product": product, **counts})
@@ -167,7 +167,7 @@ def _generate(
     from megatron_synth.synthesis.stages import GenerationStage
 
     shards = range(config.shards if sample is None else 1)
-    open_shards = [n for n in shards if not places.counts(n).is_file()]
+    open_shards = [n for n in shards if not places.is_done(n)]
     if not open_shards:
         return
     shown = config
@@ -231,26 +231,29 @@ def _start_engine(
 
 
 def _merge(
-    config: SynthesisConfig, places: Places, run: str, tokenizer: Tokenizer, out: Path
+    config: SynthesisConfig, places: Places, tokenizer: Tokenizer, out: Path
 ) -> dict[str, Any]:
     """Join the shards' files, in order, and add up their counts."""
     totals: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     with document_writer(out / DOCUMENTS) as kept_file, document_writer(out / DROPPED) as rest:
         for number in range(config.shards):
-            for document in _read_part(places.kept(number)):
-                totals["special_spellings"] += bool(
-                    tokenizer.count_special_spellings(document.text)
-                )
-                kept_file.write(document)
-            for document in _read_part(places.dropped(number)):
-                rest.write(document)
-            counts = json.loads(places.counts(number).read_text(encoding="utf-8"))
-            dropped.update(counts.pop("dropped"))
-            totals.update(counts)
-            with RequestLog(places.log(number), run) as log:
-                totals["surplus_requests"] += len(log) - counts["requests"]
-                totals["asked_again"] += log.asked_again
+            generated = places.read_generated(number)
+            assert generated is not None, "the pipeline ended, and a shard is not generated"
+            totals["surplus_requests"] += generated.answers
+            totals["asked_again"] += generated.asked_again
+            for part in range(generated.parts):
+                for document in _read_part(places.kept(number, part)):
+                    totals["special_spellings"] += bool(
+                        tokenizer.count_special_spellings(document.text)
+                    )
+                    kept_file.write(document)
+                for document in _read_part(places.dropped(number, part)):
+                    rest.write(document)
+                counts = json.loads(places.counts(number, part).read_text(encoding="utf-8"))
+                dropped.update(counts.pop("dropped"))
+                totals.update(counts)
+    totals["surplus_requests"] -= totals["requests"]
     if not totals["documents"]:
         reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.most_common()) or "none"
         raise RunError(
@@ -261,12 +264,12 @@ def _merge(
         )
     states = [read_state(places.state(number)) for number in range(config.shards)]
     seconds = sum(s.seconds for s in states) / min(config.workers, config.shards)
-    generated = sum(s.new_output_tokens for s in states)
+    output_tokens = sum(s.new_output_tokens for s in states)
     return {
         **{name: totals[name] for name in _TOTALS},
         "dropped": dict(dropped.most_common()),
         "seconds": round(seconds, 2),
-        "tokens_per_second": round(generated / seconds, 1) if generated else None,
+        "tokens_per_second": round(output_tokens / seconds, 1) if output_tokens else None,
     }
 
 

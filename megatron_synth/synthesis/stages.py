@@ -1,15 +1,17 @@
-"""NeMo Curator stages: generate, filter, write. They drop into any Curator pipeline of documents.
+"""NeMo Curator stages: generate, read, filter, write. They drop into any Curator pipeline.
 
-`GenerationStage` turns a `ShardTask` into a `DocumentBatch` whose columns are the fields of
-`corpus.Document` (mappings as JSON strings) and `source_text`; `FilterStage` adds `drop_reason`;
-`WriteStage` writes kept and dropped documents to files of their own. Stages of other people go
-between them: what they remove from the batch is gone, what they write into `drop_reason` counts.
+`GenerationStage` turns a `ShardTask` into files of bounded size; `ReadStage` turns each into a
+`DocumentBatch` whose columns are the fields of `corpus.Document` (mappings as JSON strings) and
+`source_text`; `FilterStage` adds `drop_reason`; `WriteStage` writes kept and dropped documents to
+files of their own. Stages of other people go between reading and writing: what they remove from
+the batch is gone, what they write into `drop_reason` counts.
 """
 
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +21,6 @@ from nemo_curator.tasks import DocumentBatch, FileGroupTask, Task
 
 from megatron_synth.config import ConfigError, MegatronSynthError
 from megatron_synth.corpus import Document, document_writer
-from megatron_synth.corpus.document import to_row
 from megatron_synth.engines import Engine, RequestLog, gpus_of
 from megatron_synth.runs import write_json
 from megatron_synth.synthesis.config import FilterConfig, SynthesisConfig
@@ -30,16 +31,11 @@ from megatron_synth.synthesis.filters import (
     drop_reason,
     packed_tokens,
 )
-from megatron_synth.synthesis.places import Places
+from megatron_synth.synthesis.places import Generated, Places
 from megatron_synth.synthesis.shard import Shard
+from megatron_synth.synthesis.tables import COLUMNS, SCHEMA, read_part, write_parts
 
-_INTEGERS = {"generation", "round", "seed"}
 _MAPPINGS = ("sampling", "token_counts", "scores", "metadata")
-_COLUMNS = tuple(name for name in to_row(Document("", "")) if name != "parts")  # one text each
-_SCHEMA = pa.schema(
-    [(name, pa.int64() if name in _INTEGERS else pa.string()) for name in _COLUMNS]
-    + [("source_text", pa.string())]
-)
 
 
 @dataclass
@@ -62,8 +58,11 @@ class ShardTask(Task[dict[str, Any]]):
         return f"shard-{self.data['shard']:05d}"
 
 
-class GenerationStage(ProcessingStage[ShardTask, DocumentBatch]):
+class GenerationStage(ProcessingStage[ShardTask, FileGroupTask]):
     """Makes one shard: asks the engine in this actor, commits each answer to the shard's log.
+
+    Its documents go to files, since a shard may be larger than memory, and a part that is filtered
+    and written before a kill need not be made again.
 
     Args:
         config: The step's settings.
@@ -106,8 +105,8 @@ class GenerationStage(ProcessingStage[ShardTask, DocumentBatch]):
         return ["data"], []
 
     def outputs(self) -> tuple[list[str], list[str]]:
-        """Fields of `Document`, and the source's text."""
-        return ["data"], list(_SCHEMA.names)
+        """Files for `ReadStage`."""
+        return ["data"], []
 
     def num_workers(self) -> int | None:
         """As many engines as the settings say, never more than shards."""
@@ -131,11 +130,11 @@ class GenerationStage(ProcessingStage[ShardTask, DocumentBatch]):
             self._engine.close()
             self._engine = None
 
-    def process(self, task: ShardTask) -> DocumentBatch:
-        """Bring the shard to its target; its documents, kept and dropped, in order."""
+    def process(self, task: ShardTask) -> list[FileGroupTask]:
+        """Bring the shard to its target; its documents, in order, in parts that are not done."""
         number = int(task.data["shard"])
         try:
-            rows = self._rows(number)
+            generated = self._places.read_generated(number) or self._generate(number)
         except MegatronSynthError as error:
             # Ray wraps what a worker raises; the driver reads the plain error from this file.
             kind = type(error).__name__
@@ -144,24 +143,54 @@ class GenerationStage(ProcessingStage[ShardTask, DocumentBatch]):
                 {"kind": kind, "what": error.what, "where": error.where, "fix": error.fix},
             )
             raise
-        table = pa.Table.from_pylist(rows, schema=_SCHEMA)
-        return DocumentBatch(dataset_name=task.dataset_name, data=table, _metadata=task.data)
+        return [
+            FileGroupTask(
+                dataset_name=task.dataset_name,
+                data=[str(self._places.table(number, part))],
+                _metadata={**task.data, "part": part},
+            )
+            for part in self._places.open_parts(number, generated.parts)
+        ]
 
-    def _rows(self, number: int) -> list[dict[str, Any]]:
+    def _generate(self, number: int) -> Generated:
         method = self._method or self._make_method()
         with RequestLog(self._places.log(number), self._run) as log:
             state = self._places.state(number)
             shard = Shard(self._config, number, method, log, state, self.context, self._sample)
             shard.run(self._start_engine)
-            return [
-                {**to_row(outcome.document), "source_text": outcome.source_text}
-                for outcome in shard.product()
-            ]
+            parts = write_parts(shard.product(), self._places, number)
+            generated = Generated(parts, len(log), log.asked_again)
+        write_json(self._places.generated(number), asdict(generated))
+        return generated
 
     def _start_engine(self) -> Engine:
         if self._engine is None:
             self._engine = self._make_engine()
         return self._engine
+
+
+class ReadStage(ProcessingStage[FileGroupTask, DocumentBatch]):
+    """Reads one part of a shard."""
+
+    name = "synthesis_read"
+    resources = Resources(cpus=1.0)
+
+    def inputs(self) -> tuple[list[str], list[str]]:
+        """A file of `GenerationStage`."""
+        return ["data"], []
+
+    def outputs(self) -> tuple[list[str], list[str]]:
+        """Fields of `Document`, and the source's text."""
+        return ["data"], list(SCHEMA.names)
+
+    def process(self, task: FileGroupTask) -> DocumentBatch:
+        """The documents, in order."""
+        return DocumentBatch(
+            dataset_name=task.dataset_name,
+            data=read_part(Path(task.data[0])),
+            _metadata=task._metadata,
+            _stage_perf=task._stage_perf,
+        )
 
 
 class FilterStage(ProcessingStage[DocumentBatch, DocumentBatch]):
@@ -190,7 +219,7 @@ class FilterStage(ProcessingStage[DocumentBatch, DocumentBatch]):
             or drop_reason(self._config, _document(row), row["source_text"] or "", self._context)
             for row in rows
         ]
-        table = pa.Table.from_pylist(rows, schema=_SCHEMA).append_column(
+        table = pa.Table.from_pylist(rows, schema=SCHEMA).append_column(
             "drop_reason", pa.array(reasons, pa.string())
         )
         return DocumentBatch(
@@ -202,7 +231,7 @@ class FilterStage(ProcessingStage[DocumentBatch, DocumentBatch]):
 
 
 class WriteStage(ProcessingStage[DocumentBatch, FileGroupTask]):
-    """Writes kept and dropped documents of a shard, then its counts."""
+    """Writes kept and dropped documents of a part of a shard, then its counts."""
 
     name = "synthesis_write"
     resources = Resources(cpus=1.0)
@@ -216,10 +245,10 @@ class WriteStage(ProcessingStage[DocumentBatch, FileGroupTask]):
 
     def process(self, task: DocumentBatch) -> FileGroupTask:
         """Write the files; the counts come last."""
-        number = int(task._metadata["shard"])
+        place = int(task._metadata["shard"]), int(task._metadata.get("part", 0))
         counts: Counter[str] = Counter()
         dropped: Counter[str] = Counter()
-        kept_path, dropped_path = self._places.kept(number), self._places.dropped(number)
+        kept_path, dropped_path = self._places.kept(*place), self._places.dropped(*place)
         with document_writer(kept_path) as kept_file, document_writer(dropped_path) as rest:
             for row in task.to_pyarrow().to_pylist():
                 document = _document(row)
@@ -236,7 +265,8 @@ class WriteStage(ProcessingStage[DocumentBatch, FileGroupTask]):
                 else:
                     dropped[reason] += 1
                     rest.write(_with_reason(document, reason))
-        write_json(self._places.counts(number), {**counts, "dropped": dropped})
+        write_json(self._places.counts(*place), {**counts, "dropped": dropped})
+        self._places.table(*place).unlink(missing_ok=True)
         return FileGroupTask(
             dataset_name=task.dataset_name, data=[str(kept_path), str(dropped_path)]
         )
@@ -244,7 +274,7 @@ class WriteStage(ProcessingStage[DocumentBatch, FileGroupTask]):
 
 def _document(row: dict[str, Any]) -> Document:
     """Undo `to_row`, without refusing the NUL that a filter has to see."""
-    values = {name: row[name] for name in _COLUMNS}
+    values = {name: row[name] for name in COLUMNS}
     for name in _MAPPINGS:
         values[name] = json.loads(values[name]) if values[name] else None
     return Document(**{**values, "metadata": values["metadata"] or {}})

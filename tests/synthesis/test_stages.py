@@ -16,6 +16,7 @@ from megatron_synth.synthesis.places import Places
 from megatron_synth.synthesis.stages import (
     FilterStage,
     GenerationStage,
+    ReadStage,
     ShardTask,
     WriteStage,
 )
@@ -46,7 +47,7 @@ def make(key: str, **changes: object) -> Document:
 
 
 def test_they_are_curator_stages():
-    for stage in (GenerationStage, FilterStage, WriteStage):
+    for stage in (GenerationStage, ReadStage, FilterStage, WriteStage):
         assert issubclass(stage, ProcessingStage)
 
 
@@ -78,11 +79,11 @@ def test_written_documents_are_read_back_as_they_were(tmp_path):
     documents = [make("a", text=honest_text("a") + " \ufffd"), make("b", text="x\0y"), make("c")]
     task = FilterStage(FilterConfig()).process(batch(documents))
     WriteStage(places).process(task)
-    assert list(read_documents(places.kept(0))) == [documents[0], documents[2]]
-    dropped = list(read_documents(places.dropped(0)))
+    assert list(read_documents(places.kept(0, 0))) == [documents[0], documents[2]]
+    dropped = list(read_documents(places.dropped(0, 0)))
     assert [d.metadata for d in dropped] == [{"request": 3, "drop_reason": "nul_character"}]
     assert dropped[0].text == "x\u2400y"
-    counts = json.loads(places.counts(0).read_text())
+    counts = json.loads(places.counts(0, 0).read_text())
     assert counts == {
         "requests": 3,
         "documents": 2,
