@@ -1,5 +1,7 @@
 """Source documents as prompts can hold them: cut, in pieces, or left out, and counted."""
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,7 @@ from megatron_synth.synthesis.seeds import SeedStore
 from megatron_synth.tokens import Tokenizer
 
 _MARGIN = 64  # tokens of a chat form, and of texts that join into more tokens than they had apart
+_REMEMBERED = 16  # documents; the generations of one are asked for one after the other
 _LEAST = 16  # tokens of a source below which no prompt makes sense
 
 _COUNTED = {"cut": "inputs_cut", "chunk": "inputs_chunked", "skip": "inputs_skipped"}
@@ -47,6 +50,9 @@ class Inputs:
         self._tokenizer = tokenizer
         self._long = seeds.lengths > limit
         self._short = seeds.lengths < least
+        # To cut a document costs more than anything else that a request costs here: all of it is
+        # encoded.
+        self._remembered = lru_cache(_REMEMBERED)(self._cut)
         used = ~self._short if policy != "skip" else ~(self._short | self._long)
         self.rows: NDArray[np.int64] = np.flatnonzero(used)
         if not len(self.rows):
@@ -60,6 +66,9 @@ class Inputs:
 
     def texts(self, row: int) -> tuple[str, ...]:
         """What prompts hold of a document: its text, the beginning of it, or its pieces."""
+        return self._remembered(row)
+
+    def _cut(self, row: int) -> tuple[str, ...]:
         text = self._seeds.text(row)
         if not self._long[row]:
             return (text,)
