@@ -23,6 +23,7 @@ setup(
     package_data={
         "megatron_synth": [
             "py.typed",
+            "launch/templates/*",
             "report/templates/*",
             "synthesis/prompts/*.md",
             "synthesis/prompts/judge/*.md",

@@ -18,6 +18,7 @@ from megatron_synth.cli import (
     convert,
     corpus,
     experiments,
+    launch,
     mideval,
     models,
     pack,
@@ -47,6 +48,7 @@ app.add_typer(blend.app, name="blend")
 app.command(epilog=train.EXAMPLE)(train.train)
 app.command(epilog=convert.EXAMPLE)(convert.convert)
 app.add_typer(models.app, name="models")
+app.add_typer(launch.app, name="launch")
 
 
 @contextlib.contextmanager

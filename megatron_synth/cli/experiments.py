@@ -2,13 +2,14 @@
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from megatron_synth.cli.answers import Json, print_json
-from megatron_synth.config import load_config
+from megatron_synth.config import ConfigError, load_config
 
 app = typer.Typer()
 
@@ -37,12 +38,23 @@ def run(
     until: Annotated[
         str | None, typer.Option(help="Run only this step and what it needs", show_default=False)
     ] = None,
+    on: Annotated[
+        str,
+        typer.Option(help="`local`: this machine; else a cluster's profile, see slurm/profiles"),
+    ] = "local",
 ) -> None:
     """Run an experiment, or go on with it; finished steps cost nothing."""
     from megatron_synth.launch.experiment import run_experiment
 
     config = load_config(experiment, _experiment_config(), overrides or [])
     folder = out or Path("runs") / config.name
+    if on != "local":
+        if until or cores:
+            raise ConfigError("--until and --cores are for --on local")
+        from megatron_synth.cli.launch import render_run, submit_and_say
+
+        submit_and_say(render_run(config, Path(on), folder))
+        return
     outcome = run_experiment(config, folder, cores or len(os.sched_getaffinity(0)), until)
     for line in outcome:
         typer.echo(line)
@@ -66,12 +78,21 @@ def status(run: Run, as_json: Json = False) -> None:
     """Show every step of a run: done, running, waiting or failed, and why."""
     from megatron_synth.experiments.run_folder import RunFolder
     from megatron_synth.experiments.status import status_lines, status_of
+    from megatron_synth.launch.submit import jobs_of
 
-    found = status_of(RunFolder(run))
+    folder = RunFolder(run)
+    found = status_of(folder)
+    jobs = jobs_of(folder)
     if as_json:
-        print_json({"steps": [s.model_dump(mode="json") for s in found]})
-    else:
-        typer.echo("\n".join(status_lines(found)))
+        answer: dict[str, Any] = {"steps": [s.model_dump(mode="json") for s in found]}
+        if jobs:
+            answer["jobs"] = {step: asdict(job) for step, job in jobs.items()}
+        print_json(answer)
+        return
+    for status, line in zip(found, status_lines(found), strict=True):
+        job = None if status.state == "done" else jobs.get(status.name)
+        slurm = f"  job {job.id}: {job.state} {job.reason}".rstrip() if job else ""
+        typer.echo(line + slurm)
 
 
 @app.command(epilog="Example: megatron-synth logs runs/quickstart train.repeat")

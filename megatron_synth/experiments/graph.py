@@ -5,10 +5,13 @@ import enum
 import graphlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from megatron_synth.config import ConfigError
 from megatron_synth.runs import Manifest, Store
+
+Environment = Literal["train", "generate", "judge", "base"]
+"""Software that a step runs with: on one machine all are the same, on a cluster rarely."""
 
 
 @dataclass(frozen=True)

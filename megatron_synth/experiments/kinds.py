@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_synth.experiments.graph import Environment
 from megatron_synth.runs import Manifest, StepWork, write_json
 
 PACKED = "corpus"
@@ -39,6 +40,10 @@ class Kind:
 
     run: Callable[[StepWork, dict[str, Any]], Product]
     version: int = 1
+    environment: Environment = "base"
+    """Software that it runs with."""
+    distributed: bool = False
+    """Whether several ranks, on several nodes, can work on it together."""
 
 
 def import_corpus(work: StepWork, config: dict[str, Any]) -> Product:
@@ -339,16 +344,16 @@ KINDS: Mapping[str, Kind] = {
     "split_corpus": Kind(split_corpus),
     "pack": Kind(pack),
     "plan_blend": Kind(plan_blend),
-    "train": Kind(train),
+    "train": Kind(train, environment="train", distributed=True),
     "audit": Kind(audit),
     "split_pairs": Kind(split_pairs),
-    "tune_synthesizer": Kind(tune_synthesizer),
-    "export": Kind(export),
-    "embed": Kind(embed),
+    "tune_synthesizer": Kind(tune_synthesizer, environment="train", distributed=True),
+    "export": Kind(export, environment="train"),
+    "embed": Kind(embed, environment="generate"),
     "find_pairs": Kind(find_pairs, version=2),
-    "synthesize": Kind(synthesize, version=2),
-    "measure_quality": Kind(measure_quality),
-    "evaluate": Kind(evaluate),
+    "synthesize": Kind(synthesize, version=2, environment="generate"),
+    "measure_quality": Kind(measure_quality, environment="judge"),
+    "evaluate": Kind(evaluate, environment="train"),
     "compare": Kind(compare),
 }
 

@@ -42,6 +42,16 @@ class RunFolder:
             DataError: The input is not there.
             RunError: The folder cannot be written.
         """
+        self.write_source(config)
+        self.write_experiment(config)
+
+    def write_source(self, config: ExperimentConfig) -> None:
+        """Keep which input the run reads, and its content as it is now.
+
+        Raises:
+            DataError: The input is not there.
+            RunError: The folder cannot be written.
+        """
         name, known = config.corpus.input, self._known_source()
         # A package that is installed after the start must not undo what was done.
         keep = name == INSTALLED and known is not None and known["input"] == INSTALLED
@@ -51,6 +61,13 @@ class RunFolder:
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / _SOURCE, source)
+
+    def write_experiment(self, config: ExperimentConfig) -> None:
+        """Keep the config; its input may be elsewhere.
+
+        Raises:
+            RunError: The folder cannot be written.
+        """
         with atomic_write(self.path / _CONFIG) as handle:
             yaml.safe_dump(
                 config.model_dump(mode="json"), handle, sort_keys=False, allow_unicode=True

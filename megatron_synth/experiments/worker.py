@@ -100,7 +100,8 @@ def main() -> int:
     """Run the step named on the command line; leave a failure record if it fails."""
     run, name = RunFolder(Path(sys.argv[1])), sys.argv[2]
     log_to()
-    signal.signal(signal.SIGTERM, _leave)  # steps that can save first set a handler of their own
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # USR1: a cluster's time limit comes near
+        signal.signal(number, _leave)  # steps that can save first set a handler of their own
     key = None
     try:
         statuses = run.graph().resolve(run.store)
