@@ -14,9 +14,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_index_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Leave nothing in the folder where this user's runs keep their indices."""
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Leave nothing in the folders where this user's runs keep their indices and hashes."""
     os.environ["MEGATRON_SYNTH_INDEX"] = str(tmp_path_factory.mktemp("index"))
+    os.environ["MEGATRON_SYNTH_HASHES"] = str(tmp_path_factory.mktemp("hashes"))
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ from megatron_synth.runs import (
     Progress,
     atomic_write,
     get_logger,
-    hash_file,
+    hash_file_once,
     hash_json,
     write_json,
 )
@@ -451,7 +451,7 @@ def _unit(part: NDArray[np.float32], mean: NDArray[np.float64] | None) -> NDArra
 def hash_model(folder: Path) -> str:
     """Hash of a model folder's settings and weights."""
     files = sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")])
-    return hash_json({path.name: hash_file(path) for path in files})
+    return hash_json({path.name: hash_file_once(path) for path in files})
 
 
 def _refuse_few(config: EmbedConfig, documents: int) -> None:

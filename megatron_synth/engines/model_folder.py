@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_synth.config import DataError
-from megatron_synth.runs import hash_file, hash_json
+from megatron_synth.runs import hash_file_once, hash_json
 
 _WEIGHTS = ("*.safetensors",)
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -71,9 +71,12 @@ def read_model_folder(path: Path) -> ModelFolder:
 
 
 def fingerprint_model(path: Path, **more: Any) -> str:
-    """Hash of a model's config and weights, and of `more` that its answers depend on."""
+    """Hash of a model's config and weights, and of `more` that its answers depend on.
+
+    Weights that did not change since they were hashed last are not read again.
+    """
     files = [path / "config.json", *_weight_files(path)]
-    return hash_json({"files": {f.name: hash_file(f) for f in files}, **more})
+    return hash_json({"files": {f.name: hash_file_once(f) for f in files}, **more})
 
 
 def _weight_files(path: Path) -> list[Path]:

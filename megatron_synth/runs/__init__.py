@@ -7,6 +7,7 @@ Cost: one hash of every product file (xxh3, several GB/s).
 """
 
 from megatron_synth.runs.atomic import atomic_write, disk_errors, fsync_folder, write_json
+from megatron_synth.runs.hash_cache import hash_file_once
 from megatron_synth.runs.hashing import hash_file, hash_json
 from megatron_synth.runs.logs import get_logger, log_to
 from megatron_synth.runs.manifest import Manifest, Parent, read_manifest, write_manifest
@@ -32,6 +33,7 @@ __all__ = [
     "fsync_folder",
     "get_logger",
     "hash_file",
+    "hash_file_once",
     "hash_json",
     "log_to",
     "read_manifest",

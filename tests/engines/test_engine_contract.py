@@ -18,6 +18,7 @@ from megatron_synth.engines import (
     read_model_folder,
 )
 from megatron_synth.engines.vllm_errors import explain
+from megatron_synth.runs import hash_cache, hash_file
 
 CONFIG = {
     "max_position_embeddings": 64,
@@ -119,6 +120,19 @@ def test_the_fingerprint_depends_on_weights_config_and_what_is_added(tmp_path):
     write_model(folder, vocab_size=101)
     seen.add(fingerprint_model(folder))
     assert len(seen) == 4
+
+
+def test_weights_that_did_not_change_are_read_once_for_the_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.setattr(hash_cache, "_SETTLED_NS", -(1 << 62))  # as if written long ago
+    folder = write_model(tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(bytes(1 << 20))
+    first = fingerprint_model(folder)
+    read = []
+    monkeypatch.setattr(hash_cache, "hash_file", lambda path: read.append(path) or hash_file(path))
+    assert fingerprint_model(folder) == first
+    assert [path.name for path in read] == ["config.json"]
+    (folder / "model.safetensors").write_bytes(bytes((1 << 20) + 1))
+    assert fingerprint_model(folder) != first
 
 
 @pytest.mark.parametrize(
