@@ -44,7 +44,7 @@ def mideval(
     Exit status 1 where a figure is over its limit: a script can stop there.
     """
     from megatron_synth.runs import shown_progress
-    from megatron_synth.synthesis.judging import start_judge
+    from megatron_synth.synthesis.judges import start_judge
     from megatron_synth.synthesis.mideval import MidevalConfig
     from megatron_synth.synthesis.mideval import mideval as measure
 

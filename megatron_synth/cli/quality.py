@@ -62,10 +62,10 @@ def quality(
 
     The same figures of the real documents stand beside, and those of the SBP paper.
     """
-    from megatron_synth.evaluation.judges import JUDGE_LOG, judge_identity, open_judge
     from megatron_synth.evaluation.quality import TABLE, QualityConfig, measure_quality
     from megatron_synth.experiments.source import fingerprint
     from megatron_synth.runs import hash_json, shown_progress, write_json
+    from megatron_synth.synthesis.judges import JUDGE_LOG, judge_identity, open_judge
 
     tree = apply_overrides(read_yaml(config) if config else {}, overrides or [])
     settings = parse_config(tree, QualityConfig, where=str(config or "quality"))
@@ -114,9 +114,9 @@ def concepts(
 ) -> None:
     """What synthetic documents took over from their seeds: a judge names the shared concept."""
     from megatron_synth.evaluation.concepts import CONCEPTS, ConceptConfig, analyse_concepts
-    from megatron_synth.evaluation.judges import JUDGE_LOG, judge_identity, open_judge
     from megatron_synth.experiments.source import fingerprint
     from megatron_synth.runs import hash_json, shown_progress
+    from megatron_synth.synthesis.judges import JUDGE_LOG, judge_identity, open_judge
 
     tree = apply_overrides(read_yaml(config) if config else {}, overrides or [])
     settings = parse_config(tree, ConceptConfig, where=str(config or "concepts"))

@@ -280,8 +280,8 @@ def synthesize(work: StepWork, config: dict[str, Any]) -> Product:
 
 def measure_quality(work: StepWork, config: dict[str, Any]) -> Product:
     """The quality table of S, and of D beside it."""
-    from megatron_synth.evaluation.judges import JUDGE_LOG, open_judge
     from megatron_synth.evaluation.quality import TABLE, QualityConfig, measure_quality
+    from megatron_synth.synthesis.judges import JUDGE_LOG, open_judge
 
     del config["judge"]
     settings = QualityConfig(**config)

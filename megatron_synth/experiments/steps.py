@@ -6,9 +6,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from megatron_synth.corpus.holding_out import HoldOutConfig
-from megatron_synth.evaluation.judges import judge_identity
 from megatron_synth.experiments.config import ExperimentConfig, ranks_of
 from megatron_synth.experiments.graph import Step
+from megatron_synth.synthesis.judges import judge_identity
 from megatron_synth.training import TrainConfig
 
 _HOW_TO_TRAIN = frozenset(

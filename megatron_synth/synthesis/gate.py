@@ -19,7 +19,7 @@ from megatron_synth.runs import Progress, get_logger, hash_json, write_json
 from megatron_synth.synthesis.config import SynthesisConfig
 from megatron_synth.synthesis.contract import Method
 from megatron_synth.synthesis.filters import FilterContext
-from megatron_synth.synthesis.judging import start_judge
+from megatron_synth.synthesis.judges import judge_identity, open_judge
 from megatron_synth.synthesis.mideval import (
     Pair,
     check_figures,
@@ -35,6 +35,9 @@ SAMPLE = "mideval.jsonl.zst"
 _FREE = frozenset({None, "repeated_shingle", "copies_source"})
 """What the filters say of documents whose figures are measured."""
 _DECIDES_NO_FIGURE = {"min_kept_share", "min_judged_share", *LIMITS.values()}
+_JUDGE = {"engine", "judge"}
+"""Known by what it is, not by where it lies."""
+_HASH_DIGITS = 12
 
 _LOG = get_logger(__name__)
 
@@ -52,7 +55,8 @@ def pass_gate(
 ) -> None:
     """Make the sample, measure it, write the report, and stop where a limit is broken.
 
-    A gate that was measured before is not measured again: other limits cost nothing.
+    A gate that was measured before is not measured again: other limits cost nothing. Each answer
+    of the judge is committed to a log before it counts, so that a killed gate asks for the rest.
 
     Args:
         config: With `mideval` set.
@@ -68,13 +72,13 @@ def pass_gate(
         progress: Is told the phase.
 
     Raises:
-        RunError: A limit is broken; or see `Shard.run`, `start_judge`.
+        RunError: A limit is broken; or see `Shard.run`, `open_judge`.
     """
     gate = config.mideval
     assert gate is not None
-    key = hash_json(
-        [run, product, gate.model_dump(mode="json", exclude=_DECIDES_NO_FIGURE), gate.samples]
-    )
+    judge = judge_identity(gate.engine, gate.judge)
+    settings = gate.model_dump(mode="json", exclude=_DECIDES_NO_FIGURE | _JUDGE)
+    key = hash_json([run, product, settings, judge])
     report = _earlier(out / REPORT, key)
     if report is None:
         parts = work / f"mideval-{product[:12]}-{gate.samples}"
@@ -87,7 +91,7 @@ def pass_gate(
             shard = Shard(config, 0, method, log, context=context, sample=gate.samples)
             outcomes = list(shard.product())
         _write_sample(out / SAMPLE, outcomes)
-        report = {"key": key, **_measure(gate, method, outcomes, progress)}
+        report = {"key": key, **_measure(gate, judge, method, outcomes, work, progress)}
     broken = _broken(gate, report)
     limits = {name: getattr(gate, name) for name in ("min_kept_share", *LIMITS.values())}
     write_json(
@@ -114,7 +118,9 @@ def _earlier(path: Path, key: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return report if report.get("key") == key else None
+    # What the judge failed at is asked anew where the gate has not passed without it.
+    unasked = report.get("stopped_by") and (report.get("figures") or {}).get("failed")
+    return report if report.get("key") == key and not unasked else None
 
 
 def _write_sample(path: Path, outcomes: list[Outcome]) -> None:
@@ -131,13 +137,18 @@ def _write_sample(path: Path, outcomes: list[Outcome]) -> None:
 
 
 def _measure(
-    gate: GateConfig, method: Method, outcomes: list[Outcome], progress: Progress
+    gate: GateConfig,
+    judge: str | None,
+    method: Method,
+    outcomes: list[Outcome],
+    work: Path,
+    progress: Progress,
 ) -> dict[str, Any]:
     dropped = Counter(outcome.reason for outcome in outcomes if outcome.reason is not None)
     report: dict[str, Any] = {
         "method": method.name,
         "generator": outcomes[0].document.generator if outcomes else None,
-        "judge": _judge_name(gate),
+        "judge": _judge_name(gate, judge),
         "documents": len(outcomes),
         "kept": len(outcomes) - dropped.total(),
         "dropped": dict(dropped.most_common()),
@@ -152,7 +163,10 @@ def _measure(
         return report
     documents = [pair.document for pair in pairs]
     near = count_near_duplicates(documents) / len(documents)
-    engine: Engine | None = start_judge(gate.engine, gate.judge) if gate.has_judge else None
+    engine: Engine | None = None
+    if judge is not None:
+        log = work / f"judge-{hash_json([judge, gate.max_answer_tokens])[:_HASH_DIGITS]}.log"
+        engine = open_judge(gate.engine, gate.judge, log, gate.max_answer_tokens)
     try:
         figures = measure(gate, pairs, documents, near, len(documents), engine, progress)
     finally:
@@ -175,7 +189,12 @@ def _broken(gate: GateConfig, report: dict[str, Any]) -> tuple[str, str] | None:
     return check_figures(gate, report["figures"], more)
 
 
-def _judge_name(gate: GateConfig) -> str | None:
+def _judge_name(gate: GateConfig, judge: str | None) -> str | None:
+    if judge is None:
+        return None
     if gate.engine is not None and gate.engine.kind == "endpoint":
-        return gate.engine.model
-    return None if gate.judge is None else gate.judge.name
+        name = gate.engine.model
+    else:
+        assert gate.judge is not None
+        name = gate.judge.name
+    return f"{name}@{judge[:_HASH_DIGITS]}"

@@ -3,24 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from megatron_synth.config import ConfigError
-from megatron_synth.engines import (
-    Completion,
-    Engine,
-    EngineConfig,
-    Request,
-    Sampling,
-    VllmConfig,
-    complete,
-    make_engine,
-    read_model_folder,
-)
+from megatron_synth.engines import Completion, Engine, Request, Sampling, complete
 from megatron_synth.runs import hash_json
-from megatron_synth.synthesis.methods.sbp import banned_ids
 from megatron_synth.synthesis.prompts import load_prompt
-from megatron_synth.tokens import Tokenizer
 
 _TRIES = 3
 _EDGES = " \t\r\n.*_`'\"“”:"
@@ -74,28 +60,6 @@ class Verdicts:
     def share(self, label: str) -> float | None:
         """Share of an answer among those that count; None without any."""
         return self.labels[label] / self.judged if self.judged else None
-
-
-def start_judge(config: EngineConfig | None, model_folder: Path | None) -> Engine | None:
-    """The judge's engine; None where neither a folder nor an endpoint is given.
-
-    Args:
-        config: How it is asked; None: vLLM.
-        model_folder: The judge in Hugging Face form.
-
-    Raises:
-        ConfigError, DataError, RunError: See `engines.make_engine`.
-    """
-    settings = config or VllmConfig()
-    if settings.kind == "endpoint":
-        return make_engine(settings, None)
-    if model_folder is None:
-        if config is not None:
-            raise ConfigError("this kind of engine needs the judge's folder", where="engine")
-        return None
-    tokenizer = Tokenizer.load(model_folder)
-    banned = banned_ids(tokenizer, read_model_folder(model_folder).vocab_size)
-    return make_engine(settings, model_folder, tokenizer, banned)
 
 
 def judge(

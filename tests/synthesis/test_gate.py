@@ -11,7 +11,7 @@ from megatron_synth.corpus import read_documents
 from megatron_synth.engines import Completion
 from megatron_synth.runs import Progress
 from megatron_synth.synthesis import COUNTS, DOCUMENTS, DROPPED, SynthesisConfig, synthesize
-from megatron_synth.synthesis import gate as gate_module
+from megatron_synth.synthesis import judges as judges_module
 from megatron_synth.synthesis.gate import REPORT, SAMPLE
 
 SAMPLES = 12
@@ -157,34 +157,104 @@ def test_too_few_kept_documents_stop_it(step):
     assert len(engine.asked) == SAMPLES
 
 
-def test_a_judge_is_asked_once_and_its_bad_answers_are_counted(
-    step, tokenizer, monkeypatch, read_report
-):
-    judges = []
+def says_relevant(request):
+    """A judge that knows nothing about facts."""
+    text = "relevant" if request.prompt.startswith("Two texts") else "I cannot say"
+    return Completion(request.key, text=text)
+
+
+@pytest.fixture
+def judges(tokenizer, monkeypatch):
+    """Judges in the order in which they were started; set `script`, `die_after` of the next."""
+    started = Judges()
 
     def start_judge(engine, folder):
-        def script(request):
-            text = "relevant" if request.prompt.startswith("Two texts") else "I cannot say"
-            return Completion(request.key, text=text)
+        judge = ScriptedEngine(tokenizer, started.script, die_after=started.die_after)
+        started.append(judge)
+        return judge
 
-        judges.append(ScriptedEngine(tokenizer, script))
-        return judges[-1]
+    monkeypatch.setattr(judges_module, "start_judge", start_judge)
+    return started
 
-    monkeypatch.setattr(gate_module, "start_judge", start_judge)
-    endpoint = {"kind": "endpoint", "url": "http://127.0.0.1:9/v1", "model": "a-judge"}
-    settings = {"engine": endpoint, "max_irrelevant": 0.5}
+
+class Judges(list):
+    script = staticmethod(says_relevant)
+    die_after = None
+
+
+ENDPOINT = {"kind": "endpoint", "url": "http://127.0.0.1:9/v1", "model": "a-judge"}
+
+
+def test_a_judge_is_asked_once_and_its_bad_answers_are_counted(step, judges, read_report):
+    settings = {"engine": ENDPOINT, "max_irrelevant": 0.5}
     error, _ = step(config_of(settings))
     asked = 2 * SAMPLES
     assert f"the judge answered {SAMPLES} of {asked} questions in the form asked for" in error.what
     assert len(judges[0].asked) == asked
     assert judges[0].closed
     report = read_report()
-    assert report["judge"] == "a-judge"
+    assert report["judge"].startswith("a-judge@")
     assert report["figures"]["unparseable"] == report["figures"]["unjudged"] == SAMPLES
     counts, _ = step(config_of({**settings, "min_judged_share": 0.5}))
     assert counts["documents"] > 0
     assert len(judges) == 1
     assert read_report()["figures"]["irrelevant"] == 0.0
+
+
+def test_a_gate_that_dies_while_it_judges_asks_the_judge_for_the_rest_only(step, judges):
+    config = config_of({"engine": ENDPOINT, "min_judged_share": 0})
+    judges.die_after = 17
+    error, generator = step(config)
+    assert "the scripted engine died" in error.what
+    judges.die_after = None
+    counts, more = step(config)
+    first, second = judges
+    assert len(set(first.asked) | set(second.asked)) == 2 * SAMPLES
+    assert len(set(first.asked) & set(second.asked)) <= first.concurrency
+    assert len(set(second.asked)) == len(second.asked)
+    assert not set(generator.asked) & set(more.asked)
+    assert counts["requests"] == len(generator.asked) + len(more.asked)
+
+
+def test_what_the_judge_failed_at_is_asked_again_by_the_next_try(step, judges, read_report):
+    failing = set()
+
+    def fail(request):
+        if request.prompt.startswith("Two texts"):
+            return says_relevant(request)
+        failing.add(request.key)
+        return Completion.failed(request.key, "503 busy", transient=True)
+
+    judges.script = fail
+    error, _ = step(config_of({"engine": ENDPOINT}))
+    assert f"{SAMPLES} failed" in error.what
+    judges.script = lambda request: Completion(request.key, text="no error", finish_reason="stop")
+    counts, _ = step(config_of({"engine": ENDPOINT}))
+    assert counts["documents"] > 0
+    assert set(judges[1].asked) == failing
+    assert read_report()["figures"]["unjudged"] == 0
+
+
+def test_a_judge_is_known_by_what_it_is_and_not_by_its_path(
+    step, judges, tokenizer, model_folder, tmp_path, read_report
+):
+    def make_judge(path, weights=b"weights"):
+        shutil.copytree(model_folder, path)
+        shutil.copytree(tokenizer.folder, path, dirs_exist_ok=True)
+        (path / "model.safetensors").write_bytes(weights)
+        return {"judge": str(path), "min_judged_share": 0, "max_repetition": 0}
+
+    step(config_of(make_judge(tmp_path / "here")))
+    name = read_report()["judge"]
+    moved = make_judge(tmp_path / "moved" / "here")
+    step(config_of({**moved, "engine": {"concurrency": 4}}))
+    assert len(judges) == 1
+    assert read_report()["judge"] == name
+    step(config_of(make_judge(tmp_path / "other" / "here", b"other weights")))
+    assert len(judges[1].asked) == len(set(judges[1].asked)) == len(judges[0].asked)
+    assert read_report()["judge"] != name
+    step(config_of({**moved, "engine": {"chat": False, "max_model_len": 64}}))
+    assert len(judges) == 3
 
 
 @pytest.mark.parametrize(
