@@ -49,11 +49,11 @@ def run(
     config = load_config(experiment, _experiment_config(), overrides or [])
     folder = out or Path("runs") / config.name
     if on != "local":
-        if until or cores:
-            raise ConfigError("--until and --cores are for --on local")
+        if cores:
+            raise ConfigError("--cores is for --on local; the profile says what a job takes")
         from megatron_synth.cli.launch import render_run, submit_and_say
 
-        submit_and_say(render_run(config, Path(on), folder))
+        submit_and_say(render_run(config, Path(on), folder), until)
         return
     outcome = run_experiment(config, folder, cores or len(os.sched_getaffinity(0)), until)
     for line in outcome:

@@ -42,12 +42,17 @@ def render(
 
 
 @app.command(epilog="Example: megatron-synth launch submit /lustre/me/runs/sbp_200b")
-def submit(run: Run) -> None:
+def submit(
+    run: Run,
+    until: Annotated[
+        str | None, typer.Option(help="Submit only this step and what it needs", show_default=False)
+    ] = None,
+) -> None:
     """Submit every step of a run that is neither done nor in the queue, in order."""
     from megatron_synth.experiments.run_folder import RunFolder
     from megatron_synth.launch.submit import absolute
 
-    submit_and_say(RunFolder(absolute(run)))
+    submit_and_say(RunFolder(absolute(run)), until)
 
 
 def render_run(config: Any, profile: Path, folder: Path) -> "RunFolder":
@@ -60,11 +65,11 @@ def render_run(config: Any, profile: Path, folder: Path) -> "RunFolder":
     return run
 
 
-def submit_and_say(run: "RunFolder") -> None:
+def submit_and_say(run: "RunFolder", until: str | None = None) -> None:
     """Submit what is to do, and say which jobs these are."""
     from megatron_synth.launch.submit import submit_run
 
-    jobs = submit_run(run)
+    jobs = submit_run(run, until)
     for step, job in jobs.items():
         typer.echo(f"{job:10}  {step}")
     if not jobs:

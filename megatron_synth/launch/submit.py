@@ -62,13 +62,18 @@ def write_scripts(config: ExperimentConfig, profile: Profile, run: RunFolder) ->
     return folder
 
 
-def submit_run(run: RunFolder) -> dict[str, int]:
+def submit_run(run: RunFolder, until: str | None = None) -> dict[str, int]:
     """Submit every step that is neither done nor in the queue; gives the new jobs by step.
 
     A number is on record before the next script is submitted, so that a broken connection leaves
     nothing unknown.
 
+    Args:
+        run: A run folder with scripts.
+        until: Submit only this step and what it needs; None for everything.
+
     Raises:
+        ConfigError: There is no such step, or no Slurm here.
         DataError: This is no run folder with scripts, or its corpus is not there.
         RunError: Slurm refuses a script; those before it are submitted and on record.
     """
@@ -84,7 +89,8 @@ def submit_run(run: RunFolder) -> dict[str, int]:
         known = _read(folder)
         live = _live(known)
         new: dict[str, int] = {}
-        for name, status in run.graph().resolve(run.store).items():
+        graph = run.graph() if until is None else run.graph().up_to(until)
+        for name, status in graph.resolve(run.store).items():
             if status.state is State.DONE or name in live:
                 continue
             parents = [live[p] for p in status.step.inputs.values() if p in live]
