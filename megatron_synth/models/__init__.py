@@ -2,7 +2,7 @@
 
 In: a preset name or explicit sizes. Out: a Megatron-Core `GPTModel` whose initial weights do not
 depend on how it is split over ranks; a Hugging Face folder with the same logits, and a model of
-ours out of such a folder; parameter counts.
+ours out of such a folder; parameter counts, and what training takes.
 Cost: configs, presets and counts import neither torch nor Megatron-Core.
 """
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_synth.models.config import ModelConfig, MoEConfig
 from megatron_synth.models.layout import check_layout
+from megatron_synth.models.memory import TrainingMemory, training_memory
 from megatron_synth.models.parameters import ParameterCounts, count_parameters, training_flops
 from megatron_synth.models.presets import PRESETS
 
@@ -32,6 +33,7 @@ __all__ = [
     "MoEConfig",
     "ModelConfig",
     "ParameterCounts",
+    "TrainingMemory",
     "build_model",
     "check_layout",
     "count_parameters",
@@ -39,6 +41,7 @@ __all__ = [
     "load_whole_weights",
     "read_hugging_face",
     "training_flops",
+    "training_memory",
     "write_hugging_face",
 ]
 
