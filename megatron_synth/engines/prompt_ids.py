@@ -20,7 +20,8 @@ class PromptIds:
         tokenizer: The model's; without one, prompts must be token ids and answers have no text.
 
     Attributes:
-        stop_ids: Ids that end the answer to a text prompt, besides the request's own.
+        stop_ids: Ids that end the answer to a text prompt, besides the request's own: the chat
+            form's, or the tokenizer's EOS.
 
     Raises:
         ConfigError: The model's chat template cannot be used.
@@ -37,7 +38,10 @@ class PromptIds:
             if tokenizer
             else None
         )
-        self.stop_ids = self._chat.stop_ids if self._chat else frozenset()
+        if self._chat:
+            self.stop_ids = self._chat.stop_ids
+        else:
+            self.stop_ids = frozenset({tokenizer.eos_id} if tokenizer else ())
 
     def encode(self, request: Request) -> tuple[list[int], frozenset[int]]:
         """Ids of the prompt, and those that end its answer.

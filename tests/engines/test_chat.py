@@ -160,6 +160,16 @@ def test_the_eos_ids_of_the_generation_config_and_the_tokenizer_end_an_answer(tm
     }
 
 
+def test_without_a_chat_form_the_tokenizers_eos_ends_the_answer_to_a_text_and_to_no_ids(tmp_path):
+    folder = save_chat_tokenizer(tmp_path / "model", CHATML)
+    tokenizer = Tokenizer.load(folder)
+    prompts = PromptIds(VllmSettings(chat=False), folder, 340, tokenizer)
+    sampling = Sampling(stop_ids=(7,))
+    assert prompts.encode(Request("a", "text", sampling))[1] == {7, tokenizer.eos_id}
+    assert prompts.encode(Request("b", [5], sampling))[1] == {7}
+    assert PromptIds(VllmSettings(), folder, 340, None).stop_ids == frozenset()
+
+
 def test_a_template_file_goes_before_the_config_and_a_list_has_a_default(tmp_path):
     folder = save_chat_tokenizer(
         tmp_path, [{"name": "tools", "template": "no"}, {"name": "default", "template": CHATML}]
