@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from megatron_synth.cli.answers import Json, print_json
-from megatron_synth.config import ConfigError, load_config
+from megatron_synth.config import ConfigError, load_config, parse_config
 
 app = typer.Typer()
 
@@ -60,17 +60,40 @@ def run(
         typer.echo(line)
 
 
-@app.command(epilog="Example: megatron-synth plan examples/quickstart.yaml training.steps=500")
-def plan(experiment: Experiment, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Print what every arm will train on, from declared sizes, before anything is spent."""
+@app.command(epilog="Example: megatron-synth plan examples/sbp_200b.yaml --gpu B200 --mfu 0.4")
+def plan(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    gpu: Annotated[str | None, typer.Option(help="H100 by default", show_default=False)] = None,
+    mfu: Annotated[
+        float | None,
+        typer.Option(help="Share of the GPU's peak in training; 0.355 by default"),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Output tokens/s of a GPU in synthesis; 8300 by default")
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(help="GPUs of a training step, for its memory", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print what every arm will train on and what it will cost, before anything is spent."""
+    from megatron_synth.experiments.cost import CostConfig, as_json_costs, cost_table, planned_costs
     from megatron_synth.experiments.declared import declared_plans
 
-    plans = declared_plans(load_config(experiment, _experiment_config(), overrides or []))
+    config = load_config(experiment, _experiment_config(), overrides or [])
+    given = {"gpu": gpu, "mfu": mfu, "output_tokens_per_second": rate, "ranks": ranks}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    assumed = parse_config(chosen, CostConfig, where="plan")
+    plans = declared_plans(config)
+    costs = planned_costs(config, plans, assumed)
     if as_json:
-        print_json({arm: p.model_dump(mode="json") for arm, p in plans.items()})
-    else:
-        for arm, solved in plans.items():
-            typer.echo(f"Arm {arm}\n{solved.table()}\n")
+        arms = {arm: p.model_dump(mode="json") for arm, p in plans.items()}
+        print_json({"arms": arms, "cost": as_json_costs(costs, assumed)})
+        return
+    for arm, solved in plans.items():
+        typer.echo(f"Arm {arm}\n{solved.table()}\n")
+    typer.echo(f"Cost\n{cost_table(costs, assumed)}")
 
 
 @app.command(epilog="Example: megatron-synth status runs/quickstart")

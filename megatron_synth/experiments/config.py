@@ -74,6 +74,8 @@ class ExperimentConfig(Config):
     """What the experiment asks, one sentence."""
     notes: tuple[str, ...] = ()
     """Sentences that belong under the answer: limits of what is measured."""
+    published: dict[str, str] = {}
+    """Costs that the paper states, by step (`train.sbp`); shown beside ours by `plan`."""
     corpus: ImportConfig = ImportConfig()
     """The organic text."""
     split: SplitConfig = SplitConfig()

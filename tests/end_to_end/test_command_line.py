@@ -128,9 +128,10 @@ def test_plan_prints_the_table_and_json_without_any_data(cli: Cli) -> None:
     table = cli("plan", str(QUICKSTART), "corpus.input=nowhere.jsonl")
     assert table.returncode == 0
     assert "Weights count tokens after packing" in table.stdout
-    plans = json.loads(cli("plan", str(QUICKSTART), "--json").stdout)
-    steps = {arm: plan["steps"] * plan["global_batch_size"] for arm, plan in plans.items()}
-    assert len(set(steps.values())) == 1  # equal compute
+    answer = json.loads(cli("plan", str(QUICKSTART), "--json").stdout)
+    plans = answer["arms"].values()
+    assert len({plan["steps"] * plan["global_batch_size"] for plan in plans}) == 1  # equal compute
+    assert answer["cost"]["total"]["gpu_hours"] > 0
 
 
 @pytest.mark.slow
