@@ -16,6 +16,7 @@ WAIT_POLICY = "passive"
 """For OMP_WAIT_POLICY: threads that wait for each other sleep instead of spinning. Beside other
 work on the same two cores this was 10 to 20 times faster (1,400 tokens/s against 70)."""
 _LOOKUP = (2, 4)  # shortest and longest run of tokens that is looked up before a guess
+_MENDED = "megatron_synth.engines.cpu_speculation.MendedSpeculation"  # by name: see there
 _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
@@ -41,7 +42,8 @@ class VllmSettings(Config):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """Share of a GPU's memory that vLLM may take; without meaning on a CPU."""
     tensor_parallel: int = Field(default=1, ge=1)
-    """GPUs that one engine spans."""
+    """GPUs that one engine spans. On a CPU so many processes, each with its share of the cores: a
+    way to try what a GPU will do, never faster than 1."""
     prefix_caching: bool = True
     """Keep the keys and values of prompt beginnings that several requests share."""
     speculation: Literal["off", "ngram"] | None = None
@@ -91,10 +93,8 @@ def engine_arguments(config: VllmSettings, model: ModelFolder, banned: list[int]
     if on_cpu:
         _check_head_size(model)
         if config.tensor_parallel > 1:
-            raise ConfigError(
-                f"tensor_parallel is {config.tensor_parallel}, but there is no GPU here",
-                fix="Set engine.tensor_parallel=1: one engine uses all cores anyway.",
-            )
+            _share_cores(config.tensor_parallel)
+            settings["distributed_executor_backend"] = "mp"
         settings |= {
             "kv_cache_memory_bytes": _cpu_cache_bytes(config, model, context),
             # vLLM rewinds a request's generator after a partial prefill, which a CPU generator
@@ -111,6 +111,8 @@ def engine_arguments(config: VllmSettings, model: ModelFolder, banned: list[int]
             "prompt_lookup_max": _LOOKUP[1],
             "prompt_lookup_min": _LOOKUP[0],
         }
+        if on_cpu:
+            settings["worker_extension_cls"] = _MENDED
     elif banned:
         # The key is written out: importing it would import vLLM before its environment is set.
         settings |= {
@@ -156,6 +158,21 @@ def _check_head_size(model: ModelFolder) -> None:
             fix=f"Head sizes it knows: {', '.join(map(str, _CPU_HEAD_SIZES))}. Choose hidden_size "
             "/ num_attention_heads accordingly when the model is made.",
         )
+
+
+def _share_cores(processes: int) -> None:
+    """Give each process of a tensor-parallel engine as many threads; what the user has set stands.
+
+    Left alone vLLM binds each to a NUMA node of its own, and asks for as many nodes.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if processes > cores:
+        raise ConfigError(
+            f"tensor_parallel is {processes}, but there is no GPU here and {cores} cores",
+            fix="Set engine.tensor_parallel=1: one engine uses all cores anyway.",
+        )
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores // processes))
 
 
 def _cpu_cache_bytes(config: VllmSettings, model: ModelFolder, context: int) -> int:

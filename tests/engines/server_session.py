@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -21,11 +21,25 @@ from megatron_synth.tokens import Tokenizer
 
 BANNED = [3, *range(5, VOCABULARY, 2)]
 CONFIG = ServerConfig(concurrency=8)
+SPREAD = ServerConfig(concurrency=8, speculation="ngram", tensor_parallel=2)
+REPEATING = [list(range(2, 40, 2)) * 4, [8, 10, 12] * 20]
 
 
 def ask(key: str, seed: int = 0, prompt: object = None, **changes) -> Request:
     sampling = Sampling(**{"max_tokens": 20, "top_p": 0.9, "seed": seed, **changes})
     return Request(key, [2, 4, 6] if prompt is None else prompt, sampling)
+
+
+def greedy() -> list[Request]:
+    """Answers that repeat their prompts' tokens, as the likeliest ones of a random model do."""
+    settings = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 80}
+    return [ask(f"greedy{n}", 0, prompt, **settings) for n, prompt in enumerate(REPEATING)]
+
+
+def only_the_likeliest(request: Request, key: str) -> Request:
+    """Sampled, from so small a share of the probability that it says what a greedy one says."""
+    sampling = replace(request.sampling, temperature=1.0, top_p=1e-6)
+    return replace(request, key=key, sampling=sampling)
 
 
 def open_engine(folder: Path, config: ServerConfig = CONFIG):
@@ -55,6 +69,7 @@ def main(folder: Path) -> None:
         ask("bad_id", 1, [VOCABULARY]),
     ]
     results["answers"] = [asdict(c) for c in complete(engine, asks)]
+    results["greedy"] = {c.key: asdict(c) for c in complete(engine, greedy())}
 
     # The server dies under 40 requests, once: it is started anew and all are answered.
     found = []
@@ -73,6 +88,16 @@ def main(folder: Path) -> None:
             found.append(answer.key)
     except MegatronSynthError as error:
         results["second_death"] = [type(error).__name__, str(error), len(found)]
+    engine.close()
+
+    # Another one: guesses in the place of our logits processor, and two processes.
+    engine = open_engine(folder, SPREAD)
+    family = [" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)]
+    results["family"] = family
+    sampled = [ask(f"a{n}", n, REPEATING[0]) for n in range(12)]
+    likeliest = [only_the_likeliest(request, f"likeliest{n}") for n, request in enumerate(greedy())]
+    found = complete(engine, [*greedy(), *sampled, *likeliest])
+    results["guessed"] = {c.key: asdict(c) for c in found}
     engine.close()
     results["left"] = [p.name() for p in psutil.Process().children(recursive=True)]
     (folder / "results.json").write_text(json.dumps(results))

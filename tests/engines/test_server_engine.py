@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from server_session import BANNED
 
 from megatron_synth.config import DataError, RunError
 from megatron_synth.engines import ServerConfig, make_engine
@@ -99,6 +100,28 @@ def test_a_second_death_is_one_clear_error_after_the_answers_that_came(session):
     assert "the vLLM server ended with signal 9" in text
     assert "run the same command again" in text
     assert answered >= 10
+
+
+@pytest.mark.slow
+def test_guesses_of_two_processes_change_no_answer(session):
+    assert any("--speculative-config" in line and "ngram" in line for line in session["family"])
+    assert sum("Worker_TP" in line for line in session["family"]) == 2
+    assert len(session["greedy"]) == 2
+    for key, plain in session["greedy"].items():
+        for name in (key, key.replace("greedy", "likeliest")):
+            guessed = session["guessed"][name]
+            assert (guessed["error"], guessed["output_tokens"]) == (None, 80)
+            assert guessed["token_ids"] == plain["token_ids"]
+
+
+@pytest.mark.slow
+def test_banned_ids_are_never_sampled_beside_guesses(session):
+    answers = session["guessed"].values()
+    assert len(answers) == 16
+    assert all(answer["error"] is None for answer in answers)
+    seen = {i for answer in answers for i in answer["token_ids"]}
+    assert len(seen) > 30
+    assert not seen.intersection(BANNED)
 
 
 @pytest.mark.slow

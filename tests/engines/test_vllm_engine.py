@@ -82,6 +82,21 @@ def test_guessed_tokens_change_no_greedy_answer_and_save_steps(session):
     assert session["steps"] < 80
 
 
+def test_beside_guesses_sampled_and_greedy_requests_of_one_batch_follow_their_own_settings(session):
+    """With a share of probability that holds one token, sampling says what a greedy answer says."""
+    for n in range(len(REPEATING)):
+        plain = session["answers"][f"greedy{n}"]["token_ids"]
+        assert session["guessed"][f"likeliest{n}"]["token_ids"] == plain
+        assert session["guessed"][f"beside_greedy{n}"]["token_ids"] == plain
+
+
+def test_two_processes_give_the_greedy_answers_of_one_and_end_with_the_engine(session):
+    assert len(session["spread"]) == len(REPEATING)
+    for key, spread in session["spread"].items():
+        assert spread["token_ids"] == session["answers"][key]["token_ids"]
+    assert session["left"] == []
+
+
 def test_prompts_that_fill_the_context_are_answered_with_seeds(session):
     """A prompt taken in pieces would need a generator that can be rewound: CPUs have none."""
     for n in range(6):
@@ -112,3 +127,6 @@ def test_what_vllm_cannot_run_here_is_a_clear_error(session):
     kind, text = session["memory"]
     assert kind == "RunError"
     assert "kv_cache_gb" in text
+    kind, text = session["cores"]
+    assert kind == "ConfigError"
+    assert "tensor_parallel is 10000" in text

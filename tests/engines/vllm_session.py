@@ -2,9 +2,10 @@
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import psutil
 from chat_models import CHATML, save_chat_tokenizer
 from tiny_llama import CONTEXT, VOCABULARY, save_tiny_llama
 
@@ -31,7 +32,8 @@ def greedy() -> list[Request]:
     ]
 
 
-def main(folder: Path) -> None:
+def refused(folder: Path) -> dict[str, object]:
+    """The errors of what cannot run here; saves the model on the way."""
     results: dict[str, object] = {}
     try:
         odd = save_tiny_llama(folder / "odd", head_size=16)
@@ -43,6 +45,28 @@ def main(folder: Path) -> None:
     except MegatronSynthError as error:
         results["memory"] = [type(error).__name__, str(error)]
 
+    try:
+        VllmEngine(VllmConfig(tensor_parallel=10_000), folder / "model")
+    except MegatronSynthError as error:
+        results["cores"] = [type(error).__name__, str(error)]
+    return results
+
+
+def ask_two_processes(model: Path, tokenizer: Tokenizer) -> dict[str, object]:
+    """Asked last, since it changes how the threads of this process are bound."""
+    spread = VllmConfig(concurrency=8, tensor_parallel=2)
+    engine = VllmEngine(spread, model, tokenizer=tokenizer, banned_ids=BANNED)
+    answers = {c.key: asdict(c) for c in complete(engine, greedy())}
+    engine.close()
+    family = [" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)]
+    # Python's own tracker of shared memory lives as long as its process.
+    left = [line for line in family if "resource_tracker" not in line]
+    return {"spread": answers, "left": left}
+
+
+def main(folder: Path) -> None:
+    results: dict[str, object] = {}
+    results |= refused(folder)
     config = VllmConfig(concurrency=8)
     tokenizer = Tokenizer.load(save_chat_tokenizer(folder / "model", CHATML))
     engine = VllmEngine(config, folder / "model", tokenizer=tokenizer, banned_ids=BANNED)
@@ -84,8 +108,15 @@ def main(folder: Path) -> None:
         steps += 1
     results["steps"] = steps
     sampled = [ask(f"a{n}", seed=n, prompt=REPEATING[0]) for n in range(20)]
+    sampled += [
+        ask(f"likeliest{n}", prompt=prompt, top_p=1e-6, max_tokens=80)
+        for n, prompt in enumerate(REPEATING)
+    ]
+    sampled += [replace(request, key=f"beside_{request.key}") for request in greedy()]
     results["guessed"] = {c.key: asdict(c) for c in [*guessed, *complete(engine, sampled)]}
     engine.close()
+
+    results |= ask_two_processes(folder / "model", tokenizer)
     (folder / "results.json").write_text(json.dumps(results))
 
 
