@@ -2,14 +2,23 @@
 
 import json
 import os
-import signal
+import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
+from killing import (
+    PATIENCE,
+    count_questions,
+    family,
+    generation_worker,
+    kill_driver,
+    read_answers,
+    still_there,
+    vllm_server,
+    wait_for,
+)
 
 from megatron_synth.corpus import read_documents, write_documents
 from megatron_synth.synthesis import DOCUMENTS, DROPPED
@@ -19,14 +28,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
+KILLS = 20 if os.environ.get("MEGATRON_SYNTH_TESTS") == "full" else 3
 CONCURRENCY = 8
+LOG = "out/requests-00000.log"
 SETTINGS = {
     "tokens": 60_000,
     "max_output_tokens": 120,
     "filters": {"finished": False, "min_tokens": 20},
     "engine": {"concurrency": CONCURRENCY},
 }
-PATIENCE = 400.0
 
 
 @pytest.fixture
@@ -45,6 +55,7 @@ def start(folder: Path, **changes) -> subprocess.Popen:
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
         # As inside a Slurm array, where Curator would drop the tasks of "other" members.
         "SLURM_ARRAY_TASK_ID": "3",
         "SLURM_ARRAY_TASK_COUNT": "8",
@@ -60,54 +71,12 @@ def start(folder: Path, **changes) -> subprocess.Popen:
     )
 
 
-def answers(folder: Path) -> dict[str, str]:
-    """Whole answer records of the log, by key, read without the code under test."""
-    path = folder / "out" / "requests-00000.log"
-    if not path.is_file():
-        return {}
-    found: dict[str, str] = {}
-    for line in path.read_text().splitlines(keepends=True):
-        parts = line.split(" ", 3)
-        if line.endswith("\n") and len(parts) == 4 and parts[1] == "A":
-            assert parts[2] not in found, "a key is answered twice"
-            found[parts[2]] = parts[3]
-    return found
-
-
-def wait_for(condition, what: str) -> None:
-    give_up = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < give_up, f"waited in vain for {what}"
-        time.sleep(0.05)
-
-
-def family(process: subprocess.Popen) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
-
-
-def generation_worker(driver: subprocess.Popen) -> psutil.Process:
-    title = "MapWorker(MapBatches(GenerationStage"
-    return next(p for p in family(driver) if title in command_of(p))
-
-
-def command_of(process: psutil.Process) -> str:
-    """Its command line; nothing of one that has ended."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:  # a zombie too: ZombieProcess is one of them
-        return ""
-
-
-def still_there(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that run; a zombie has ended."""
-    found = []
-    for process in processes:
-        try:
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+def wait_for_answers(folder: Path, wanted: int, driver: subprocess.Popen) -> None:
+    wait_for(
+        lambda: len(read_answers(folder / LOG)) >= wanted or driver.poll() is not None,
+        f"{wanted} answers",
+    )
+    assert driver.poll() is None, (folder / "stderr.txt").read_text()[-3000:]
 
 
 def finish(process: subprocess.Popen, folder: Path) -> None:
@@ -118,37 +87,30 @@ def finish(process: subprocess.Popen, folder: Path) -> None:
 def test_killed_driver_and_killed_worker_give_every_key_once(folder):
     # The driver dies by kill -9, with everything it started.
     driver = start(folder)
-    wait_for(lambda: len(answers(folder)) >= 20 or driver.poll() is not None, "answers")
+    wait_for(lambda: len(read_answers(folder / LOG)) >= 20 or driver.poll() is not None, "answers")
     assert driver.poll() is None, (folder / "stderr.txt").read_text()[-3000:]
     children = family(driver)
-    worker = generation_worker(driver)
     ray_folder = Path(next((folder / "out" / ".work").glob("*/ray_folder")).read_text())
-    # Ray may take seconds to end the worker, time enough to answer everything: it dies first, and
-    # nobody is left to start another.
-    worker.suspend()
-    os.kill(driver.pid, signal.SIGKILL)
-    worker.kill()
-    driver.wait()
-    wait_for(lambda: not still_there([worker]), "the worker's end")
-    committed = answers(folder)
+    kill_driver(driver)
+    committed = read_answers(folder / LOG)
     assert ray_folder.is_dir()
 
     # The next try goes on; its worker dies in the middle, and Ray starts another.
     driver = start(folder)
     wait_for(
-        lambda: len(answers(folder)) >= len(committed) + 20 or driver.poll() is not None,
+        lambda: len(read_answers(folder / LOG)) >= len(committed) + 20 or driver.poll() is not None,
         "more answers",
     )
     assert driver.poll() is None, "it ended too soon to be killed: raise SETTINGS['tokens']"
     generation_worker(driver).kill()
     assert not ray_folder.exists()
     assert not still_there(children)
-    second = answers(folder)
+    second = read_answers(folder / LOG)
     assert committed.items() <= second.items()
     children = family(driver)
     finish(driver, folder)
 
-    final = answers(folder)
+    final = read_answers(folder / LOG)
     assert committed.items() <= second.items() <= final.items()
     counts = json.loads((folder / "counts.json").read_text())
     assert 0 < counts["asked_again"] <= 2 * CONCURRENCY
@@ -166,7 +128,44 @@ def test_killed_driver_and_killed_worker_give_every_key_once(folder):
         (folder / "out" / name).unlink()
     finish(start(folder), folder)
     assert before == {name: (folder / "out" / name).read_bytes() for name in before}
-    assert answers(folder) == final
+    assert read_answers(folder / LOG) == final
+
+
+@pytest.mark.timeout(3600)
+def test_kills_of_driver_worker_and_server_at_random_points_give_every_key_once(folder):
+    dice = random.Random(20261127)
+    victims = ["driver", "worker", "server"]
+    victims += [dice.choice(victims) for _ in range(KILLS - len(victims))]
+    dice.shuffle(victims)
+    changes = {
+        "tokens": 3000 * KILLS,
+        "engine": {"kind": "server", "concurrency": CONCURRENCY, "restarts": KILLS},
+        "ray": {"worker_restarts": KILLS},
+    }
+    driver = start(folder, **changes)
+    committed: dict[str, str] = {}
+    for victim in victims:
+        wanted = len(committed) + dice.randint(1, 12)
+        wait_for_answers(folder, wanted, driver)
+        if victim == "driver":
+            kill_driver(driver)
+            driver = start(folder, **changes)
+        else:
+            {"worker": generation_worker, "server": vllm_server}[victim](driver).kill()
+        found = read_answers(folder / LOG)
+        assert committed.items() <= found.items()
+        committed = found
+    children = family(driver)
+    finish(driver, folder)
+    final = read_answers(folder / LOG)
+    assert committed.items() <= final.items()
+    counts = json.loads((folder / "counts.json").read_text())
+    deaths = sum(victim != "server" for victim in victims)  # a server's are made up for inside
+    assert count_questions(folder / LOG) - len(final) <= deaths * CONCURRENCY
+    assert counts["requests"] + counts["surplus_requests"] == len(final)
+    kept = list(read_documents(folder / "out" / DOCUMENTS))
+    assert len({d.metadata["request"] for d in kept}) == len(kept) == counts["documents"]
+    assert not still_there(children)
 
 
 def test_a_workers_error_reaches_the_driver_as_one_clear_message(folder):
