@@ -1,8 +1,8 @@
 """Which synthetic documents are dropped, and why (METHODS 1, light filter; SBP A.2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 from megatron_synth.corpus import Document
@@ -71,36 +71,47 @@ def drop_reason(
     source_text: str,
     context: FilterContext = NO_CONTEXT,
 ) -> str | None:
-    """The first reason of `REASONS` to drop `document`, or None to keep it.
+    """`drop_reasons` of one document."""
+    return drop_reasons(config, [document], [source_text], context)[0]
+
+
+def drop_reasons(
+    config: FilterConfig,
+    documents: Sequence[Document],
+    source_texts: Sequence[str],
+    context: FilterContext = NO_CONTEXT,
+) -> list[str | None]:
+    """Of each document the first reason of `REASONS` to drop it, or None to keep it.
+
+    All documents that come so far are hashed together, and a source once for all that were made
+    from it: a batch costs half of what its documents cost one by one.
 
     Args:
         config: Which filters are on.
-        document: Its `token_counts` hold the tokens of its text.
-        source_text: What it was made from; empty without a source.
-        context: Of its method; without one the filters that need it are off.
+        documents: Their `token_counts` hold the tokens of their texts.
+        source_texts: What each was made from; empty without a source.
+        context: Of their method; without one the filters that need it are off.
     """
-    text = document.text
-    shared = _Shared(text, source_text)
-    checks: tuple[tuple[str, Callable[[], bool]], ...] = (
-        ("unparseable", lambda: document.metadata.get("failure") == "unparseable"),
-        ("failed", lambda: document.finish_reason == "error"),
-        ("empty", lambda: not text.strip()),
-        ("unfinished", lambda: config.finished and document.finish_reason != "stop"),
-        ("too_short", lambda: text_tokens(document) < config.min_tokens),
-        ("too_long", lambda: _is_too_long(config, document, context)),
-        ("nul_character", lambda: "\0" in text),
-        ("special_spelling", lambda: config.special_spellings and spells_special_token(text)),
-        ("refusal", lambda: config.refusals and begins_with_refusal(text)),
-        ("repeats_prompt", lambda: _repeats_a_prompt(config, text, source_text, context)),
-        ("held_out_text", lambda: _holds_held_out_text(text, context.held_out)),
-        ("repeated_shingle", lambda: config.repeated_shingle and shared.repeats),
-        (
-            "copies_source",
-            lambda: config.max_copied_share < 1 and shared.copied_share > config.max_copied_share,
-        ),
-        ("other_language", lambda: config.language and differs_in_language(text, source_text)),
-    )
-    return next((reason for reason, applies in checks if applies()), None)
+    reasons = [
+        _reason_at_sight(config, document, source, context)
+        for document, source in zip(documents, source_texts, strict=True)
+    ]
+    _note_held_out_text(documents, context.held_out, reasons)
+    left = [n for n, reason in enumerate(reasons) if reason is None]
+    if left and (config.repeated_shingle or config.max_copied_share < 1):
+        sources = [source_texts[n] if config.max_copied_share < 1 else "" for n in left]
+        shared = _Shared([documents[n].text for n in left], sources)
+        for place, n in enumerate(left):
+            repeats, copied = shared.count(place)
+            if config.repeated_shingle and repeats:
+                reasons[n] = "repeated_shingle"
+            elif copied > config.max_copied_share:
+                reasons[n] = "copies_source"
+    if config.language:
+        for n in left:
+            if reasons[n] is None and differs_in_language(documents[n].text, source_texts[n]):
+                reasons[n] = "other_language"
+    return reasons
 
 
 def copied_share(text: str, source: str) -> float:
@@ -108,7 +119,7 @@ def copied_share(text: str, source: str) -> float:
 
     A text too short for shingles is a copy (1.0) when it has the same words as its source.
     """
-    return _Shared(text, source).copied_share
+    return _Shared([text], [source]).count(0)[1]
 
 
 def text_tokens(document: Document) -> int:
@@ -121,32 +132,42 @@ def packed_tokens(document: Document) -> int:
     return text_tokens(document) + 1
 
 
+def _reason_at_sight(
+    config: FilterConfig, document: Document, source_text: str, context: FilterContext
+) -> str | None:
+    """The reasons that need no other text than the document's and its source's."""
+    text = document.text
+    checks: tuple[tuple[str, Callable[[], bool]], ...] = (
+        ("unparseable", lambda: document.metadata.get("failure") == "unparseable"),
+        ("failed", lambda: document.finish_reason == "error"),
+        ("empty", lambda: not text.strip()),
+        ("unfinished", lambda: config.finished and document.finish_reason != "stop"),
+        ("too_short", lambda: text_tokens(document) < config.min_tokens),
+        ("too_long", lambda: _is_too_long(config, document, context)),
+        ("nul_character", lambda: "\0" in text),
+        ("special_spelling", lambda: config.special_spellings and spells_special_token(text)),
+        ("refusal", lambda: config.refusals and begins_with_refusal(text)),
+        ("repeats_prompt", lambda: _repeats_a_prompt(config, text, source_text, context)),
+    )
+    return next((reason for reason, applies in checks if applies()), None)
+
+
 class _Shared:
-    """The shingles of a text and of its source, hashed at the first question."""
+    """The shingles of texts and of what each was made from, all hashed together."""
 
-    def __init__(self, text: str, source: str) -> None:
-        self._texts = (text, source)
+    def __init__(self, texts: Sequence[str], sources: Sequence[str]) -> None:
+        self._texts, self._sources = texts, sources
+        places = {text: n for n, text in enumerate(dict.fromkeys(sources), len(texts))}
+        self._place_of_source = [places[source] for source in sources]
+        self._sets = batch_shingles([*texts, *places])
 
-    @cached_property
-    def _counts(self) -> tuple[int, int, int]:
-        """Shingles of the text, distinct ones, those of them in the source."""
-        sets = batch_shingles(self._texts)
-        return len(sets[0]), *count_shared(sets[0], sets[1])
-
-    @property
-    def repeats(self) -> bool:
-        """Whether some shingle of the text occurs twice."""
-        total, distinct, _ = self._counts
-        return distinct < total
-
-    @property
-    def copied_share(self) -> float:
-        """See the function of this name."""
-        _, distinct, shared = self._counts
+    def count(self, place: int) -> tuple[int, float]:
+        """Shingles of a text that stand in it before; see `copied_share`."""
+        own, source = self._sets[place], self._sets[self._place_of_source[place]]
+        distinct, shared = count_shared(own, source)
         if not distinct:
-            text, source = self._texts
-            return float(text.split() == source.split())
-        return shared / distinct
+            return 0, float(self._texts[place].split() == self._sources[place].split())
+        return len(own) - distinct, shared / distinct
 
 
 def read_held_out(path: Path) -> Benchmarks:
@@ -164,8 +185,17 @@ def _read_held_out(path: Path, changed: int) -> Benchmarks:
     return Benchmarks(DecontaminateConfig(queries=(str(path),), keys=("text",)))
 
 
-def _holds_held_out_text(text: str, held_out: Path | None) -> bool:
-    return held_out is not None and read_held_out(held_out).hits([text])[0] is not None
+def _note_held_out_text(
+    documents: Sequence[Document], held_out: Path | None, reasons: list[str | None]
+) -> None:
+    left = [n for n, reason in enumerate(reasons) if reason is None]
+    if held_out is None or not left:
+        return
+    for n, hit in zip(
+        left, read_held_out(held_out).hits([documents[n].text for n in left]), strict=True
+    ):
+        if hit is not None:
+            reasons[n] = "held_out_text"
 
 
 def _is_too_long(config: FilterConfig, document: Document, context: FilterContext) -> bool:

@@ -34,6 +34,9 @@ somebody says so between quotation marks, is none."""
 
 _REFUSAL = re.compile("|".join(f"(?:{phrase})" for phrase in REFUSALS), re.IGNORECASE)
 _BEGINNING = 200  # characters
+_LOWERED_TO_ASCII = "\u0130\u212a"
+"""The dotted I and the Kelvin sign: the only characters outside ASCII with ASCII in their lower
+case."""
 _FIELD = re.compile(r"\{\{.*?\}\}|\{\w*\}")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n")
 _BULLET = re.compile(r"^[\s\-*#>•]+|^\d+[.)]\s+")
@@ -73,8 +76,9 @@ def prompt_phrases(body: str, words: int) -> tuple[str, ...]:
 
 def repeats_prompt(text: str, source: str, body: str, words: int) -> bool:
     """Whether a phrase of the prompt stands in `text` that does not stand in its source."""
-    lowered = text.lower()
     # Words are looked for first: nearly always one is missing, and the spaces do not matter then.
+    # Bytes are lowered four times as fast as characters, but in ASCII alone.
+    lowered = _lowered_bytes(text)
     phrases = [
         phrase
         for phrase in prompt_phrases(body, words)
@@ -87,9 +91,20 @@ def repeats_prompt(text: str, source: str, body: str, words: int) -> bool:
     return bool(found) and any(phrase not in _plain(source) for phrase in found)
 
 
+def _lowered_bytes(text: str) -> bytes:
+    """UTF-8 of `text`, its ASCII letters in lower case, and the others too where they can become
+    ASCII.
+    """
+    if any(letter in text for letter in _LOWERED_TO_ASCII):
+        text = text.lower()
+    return text.encode("utf-8", "surrogatepass").lower()
+
+
 @lru_cache(maxsize=1024)
-def _longest_first(phrase: str) -> tuple[str, ...]:
-    return tuple(sorted(phrase.split(), key=len, reverse=True))
+def _longest_first(phrase: str) -> tuple[bytes, ...]:
+    """The words of a phrase that are ASCII, whose lower case `_lowered_bytes` knows."""
+    words = [word.encode() for word in phrase.split() if word.isascii()]
+    return tuple(sorted(words, key=len, reverse=True))
 
 
 def _plain(text: str) -> str:

@@ -28,7 +28,7 @@ from megatron_synth.synthesis.contract import Method
 from megatron_synth.synthesis.filters import (
     NO_CONTEXT,
     FilterContext,
-    drop_reason,
+    drop_reasons,
     packed_tokens,
 )
 from megatron_synth.synthesis.places import Generated, Places
@@ -214,11 +214,16 @@ class FilterStage(ProcessingStage[DocumentBatch, DocumentBatch]):
     def process(self, task: DocumentBatch) -> DocumentBatch:
         """Judge every document of the batch; a reason that is there already stands."""
         rows = task.to_pyarrow().to_pylist()
-        reasons = [
-            row.get("drop_reason")
-            or drop_reason(self._config, _document(row), row["source_text"] or "", self._context)
-            for row in rows
-        ]
+        reasons: list[str | None] = [row.get("drop_reason") for row in rows]
+        left = [n for n, reason in enumerate(reasons) if reason is None]
+        found = drop_reasons(
+            self._config,
+            [_document(rows[n]) for n in left],
+            [rows[n]["source_text"] or "" for n in left],
+            self._context,
+        )
+        for n, reason in zip(left, found, strict=True):
+            reasons[n] = reason
         table = pa.Table.from_pylist(rows, schema=SCHEMA).append_column(
             "drop_reason", pa.array(reasons, pa.string())
         )

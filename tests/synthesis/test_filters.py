@@ -4,18 +4,30 @@ import os
 import pickle
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scripted import honest_text
 
 from megatron_synth.config import DataError
 from megatron_synth.corpus import Document, read_documents, write_documents
-from megatron_synth.synthesis import REASONS, FilterConfig, SynthesisConfig, drop_reason
+from megatron_synth.synthesis import (
+    REASONS,
+    FilterConfig,
+    SynthesisConfig,
+    drop_reason,
+)
 from megatron_synth.synthesis.filters import (
     FilterContext,
     copied_share,
+    drop_reasons,
     packed_tokens,
     read_held_out,
 )
-from megatron_synth.synthesis.phrases import begins_with_refusal, prompt_phrases
+from megatron_synth.synthesis.phrases import (
+    begins_with_refusal,
+    prompt_phrases,
+    repeats_prompt,
+)
 from megatron_synth.synthesis.prompts import prompt_names, read_prompt
 
 CONFIG = FilterConfig()
@@ -64,6 +76,40 @@ def test_each_reason_is_found(document, reason):
 def test_each_filter_can_be_set(config, document):
     assert drop_reason(CONFIG, document, SOURCE) is not None
     assert drop_reason(config, document, SOURCE) is None
+
+
+WORDS = st.sampled_from(["", "one", "two words", *(honest_text(seed, 20) for seed in "abc")])
+TEXTS = st.lists(WORDS, max_size=4).map(" ".join)
+CONFIGS = st.builds(
+    FilterConfig,
+    repeated_shingle=st.booleans(),
+    max_copied_share=st.sampled_from([0.0, 0.3, 0.6, 1.0]),
+    language=st.booleans(),
+)
+
+
+@given(CONFIGS, st.lists(st.tuples(TEXTS, TEXTS), max_size=6), st.data())
+def test_a_document_has_the_same_reason_alone_and_in_a_batch(config, pairs, data):
+    finishes = [data.draw(st.sampled_from(["stop", "length"])) for _ in pairs]
+    documents = [make(text, finish=f) for (text, _), f in zip(pairs, finishes, strict=True)]
+    sources = [source for _, source in pairs]
+    alone = [drop_reason(config, *each) for each in zip(documents, sources, strict=True)]
+    assert drop_reasons(config, documents, sources) == alone
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["Write", "wRITE", "the", "WR\u0130TE", "thin\u212a", "think", "çà", "ÇÀ", "\n", "it"]
+        ),
+        max_size=8,
+    )
+)
+def test_a_phrase_of_the_prompt_is_found_whatever_its_case(words):
+    text, body = " ".join(words), "Write the think çà.\nwrite it çà"
+    plain = " ".join(text.lower().split())
+    meant = any(phrase in plain for phrase in ("write the think çà.", "write it çà"))
+    assert repeats_prompt(text, "", body, 3) == meant
 
 
 @pytest.mark.parametrize("spelling", ["<|endoftext|>", "</s>", "[INST]", "<｜end▁of▁sentence｜>"])
