@@ -25,6 +25,7 @@ def make_megadocs(
     """Build the megadocs of a corpus in `out`, and print what became of it."""
     from megatron_synth.experiments.source import fingerprint
     from megatron_synth.runs import hash_json, shown_progress
+    from megatron_synth.synthesis.card import CARD
     from megatron_synth.synthesis.megadocs import MEGADOCS, MegadocsConfig, build_megadocs
 
     if documents is None or not generated:
@@ -46,7 +47,7 @@ def make_megadocs(
     def make() -> Made:
         with shown_progress() as progress:
             counts = build_megadocs(settings, documents, generated, out, progress)
-        return Made(counts, [MEGADOCS])
+        return Made(counts, [MEGADOCS, CARD])
 
     counts = make_product(
         out,

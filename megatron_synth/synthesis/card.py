@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -11,6 +11,9 @@ from megatron_synth.runs import atomic_write
 from megatron_synth.synthesis.config import SynthesisConfig
 from megatron_synth.synthesis.filters import REASONS
 from megatron_synth.synthesis.methods.defaults import PROMPTLESS
+
+if TYPE_CHECKING:
+    from megatron_synth.synthesis.megadocs import MegadocsConfig
 
 CARD = "README.md"
 _SAMPLES = 3
@@ -67,6 +70,85 @@ def write_card(
         ("Generations of each", config.generations if config.method not in PROMPTLESS else None),
         *((_INPUTS[name], f"{counts[name]:,}") for name in _INPUTS if counts.get(name)),
     ]
+    fields = (
+        "Each row holds `text` and where it came from: `source_id`, `method`, `generation`, "
+        "`round`, `generator`, `prompt`, `seed`, `sampling`, `finish_reason`, `token_counts`."
+    )
+    about = (
+        "A language model wrote these documents. They can be wrong, biased, or made up, and they "
+        "are meant for training language models, not as a source of facts."
+    )
+    filters = ["## Filters", "", *_filters(config, counts), ""]
+    _write(path, header, about, facts, [fields, "", *filters], config.licence, samples)
+
+
+def write_megadocs_card(
+    path: Path,
+    config: "MegadocsConfig",
+    counts: Mapping[str, Any],
+    documents: Iterable[Document],
+    data_file: str,
+) -> None:
+    """Write the card of megadocs; see `write_card`.
+
+    Args:
+        path: The file, usually `README.md` beside the documents.
+        config: How they were built.
+        counts: What `build_megadocs` counted.
+        documents: The megadocs; the first few become samples.
+        data_file: Name of the file that holds them.
+    """
+    samples = [document for document, _ in zip(documents, range(_SAMPLES), strict=False)]
+    header = {
+        "pretty_name": f"Megadocs by {config.kind}",
+        "license": config.licence or "other",
+        "tags": ["synthetic", "pretraining", "megadocs", config.kind],
+        "task_categories": ["text-generation"],
+        "size_categories": [_size(int(counts["documents"]))],
+        "configs": [{"config_name": "default", "data_files": data_file}],
+    }
+    made_by = {name: ", ".join(found) for name, found in counts["made_by"].items() if found}
+    stitched = config.kind == "stitch"
+    facts = [
+        ("Built by", config.kind),
+        ("The document itself stands", config.real if stitched else "around the rationales"),
+        ("Seed of the order", config.seed if stitched else None),
+        ("Megadocs", f"{counts['documents']:,}"),
+        ("Characters", f"{counts['characters']:,}"),
+        ("Generated documents in them", f"{counts['members']:,}"),
+        ("Tokens of these, as their generator counted", f"{counts['member_tokens']:,}"),
+        (
+            "Documents by generations",
+            ", ".join(
+                f"{n:,} with {generations}" for generations, n in counts["by_generations"].items()
+            ),
+        ),
+        ("Methods", made_by.get("methods")),
+        ("Generators", made_by.get("generators")),
+        ("Prompts", made_by.get("prompts")),
+        ("Generated documents left out, of an unknown source", f"{counts['unknown_sources']:,}"),
+    ]
+    about = (
+        "Each document is one of a corpus together with what a language model wrote from it. That "
+        "can be wrong, biased, or made up; it is meant for training language models, not as a "
+        "source of facts."
+    )
+    fields = (
+        "Each row holds `text`, its `parts` where they are joined by an end of text, `source_id`, "
+        "and in `metadata` the ids of the generated `members`, in order."
+    )
+    _write(path, header, about, facts, [fields, ""], config.licence, samples)
+
+
+def _write(
+    path: Path,
+    header: Mapping[str, Any],
+    about: str,
+    facts: Iterable[tuple[str, object]],
+    further: Sequence[str],
+    licence: str | None,
+    samples: Sequence[Document],
+) -> None:
     lines = [
         "---",
         yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(),
@@ -74,21 +156,14 @@ def write_card(
         "",
         f"# {header['pretty_name']}",
         "",
-        "A language model wrote these documents. They can be wrong, biased, or made up, and they "
-        "are meant for training language models, not as a source of facts.",
+        about,
         "",
         *(f"- {name}: {value}" for name, value in facts if value is not None),
         "",
-        "Each row holds `text` and where it came from: `source_id`, `method`, `generation`, "
-        "`round`, `generator`, `prompt`, `seed`, `sampling`, `finish_reason`, `token_counts`.",
-        "",
-        "## Filters",
-        "",
-        *_filters(config, counts),
-        "",
+        *further,
         "## Licence",
         "",
-        _licence(config),
+        _licence(licence),
         "",
         "## Samples",
         "",
@@ -108,8 +183,8 @@ def _filters(config: SynthesisConfig, counts: Mapping[str, Any]) -> list[str]:
     return lines + [f"| {name} | {n:,} | {REASONS[name]} |" for name, n in dropped.items()]
 
 
-def _licence(config: SynthesisConfig) -> str:
-    given = f"Given as: {config.licence}. " if config.licence else ""
+def _licence(licence: str | None) -> str:
+    given = f"Given as: {licence}. " if licence else ""
     return (
         f"{given}What may be done with these texts depends on the licences of the source documents "
         "and on the terms of the model that wrote them; whoever passes them on has to look at both."

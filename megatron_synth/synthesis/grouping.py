@@ -30,6 +30,9 @@ class Member(msgspec.Struct, frozen=True):
     generation: int | None
     round: int | None
     generator: str | None
+    prompt: str | None
+    tokens: int
+    """Of its text, as its generator counted them; 0 where nobody did."""
     notes: dict[str, int]
     """What its metadata says of `KEPT`, where it is an integer."""
 
@@ -135,6 +138,8 @@ def _member(document: Document) -> Member:
         document.generation,
         document.round,
         document.generator,
+        document.prompt,
+        (document.token_counts or {}).get("text", 0),
         {name: document.metadata[name] for name in KEPT if _is_integer(document, name)},
     )
 

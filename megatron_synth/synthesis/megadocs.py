@@ -19,6 +19,7 @@ from megatron_synth.corpus import Document, document_writer, read_documents
 from megatron_synth.corpus.document import PART_BREAK
 from megatron_synth.corpus.holding_out import seeded_hash
 from megatron_synth.runs import Progress, get_logger
+from megatron_synth.synthesis.card import CARD, write_megadocs_card
 from megatron_synth.synthesis.grouping import Groups, Member, SeenIds
 from megatron_synth.synthesis.pieces import CUT, cut_text
 
@@ -42,6 +43,8 @@ class MegadocsConfig(Config):
     """`stitch`: where the document itself stands. The paper found `last` best."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """`stitch`: decides the order of the generations; no document's order depends on another's."""
+    licence: str | None = None
+    """What the card says of the licence."""
     unknown_limit: float = Field(default=0.01, ge=0, le=1)
     """Share of generated documents that may come from a source which is not among the documents,
     before the step fails."""
@@ -54,7 +57,8 @@ def build_megadocs(
     out: Path,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write `documents.jsonl.zst` into `out`, a megadoc for each document, in their order.
+    """Write `documents.jsonl.zst` into `out`, a megadoc for each document, in their order, and a
+    dataset card.
 
     Equal inputs and settings give equal bytes, whatever the order of the generated documents. A
     killed try leaves nothing under the final name; the next one starts over. Memory: 40 bytes a
@@ -68,10 +72,12 @@ def build_megadocs(
         progress: Is told the documents done.
 
     Returns:
-        Counts: documents (megadocs), members (generated documents in them), unknown_sources
-        (generated documents whose source is not there), without_generations (documents that
-        stand alone; with `real: none` they are left out), by_generations (documents by how many
-        they had), and of `stretch` missing_rationales and tags_removed.
+        Counts: documents (megadocs), characters of them, members (generated documents in them),
+        member_tokens (of these, as their generators counted them; packing counts all), made_by
+        (methods, generators and prompts of the members), unknown_sources (generated documents
+        whose source is not there), without_generations (documents that stand alone; with `real:
+        none` they are left out), by_generations (documents by how many they had), and of
+        `stretch` missing_rationales and tags_removed.
 
     Raises:
         DataError: An id occurs twice, a generated document names no source, too many name an
@@ -95,6 +101,7 @@ def build_megadocs(
                 build.check(groups.count)
     finally:
         (out / _SPOOL).unlink(missing_ok=True)
+    write_megadocs_card(out / CARD, config, build.counts, read_documents(out / MEGADOCS), MEGADOCS)
     return build.counts
 
 
@@ -106,6 +113,11 @@ class _Build:
         self._seen = SeenIds()
         self._by_generations: Counter[int] = Counter()
         self._totals: Counter[str] = Counter()
+        self._made_by: dict[str, set[str]] = {
+            "methods": set(),
+            "generators": set(),
+            "prompts": set(),
+        }
 
     def megadocs(self, documents: Iterable[Document], groups: Groups) -> Iterator[Document]:
         """The megadoc of each document."""
@@ -116,11 +128,23 @@ class _Build:
             if not members and self._config.kind == "stitch" and self._config.real == "none":
                 continue
             self._totals["documents"] += 1
-            self._totals["members"] += len(members)
-            if self._config.kind == "stitch":
-                yield self._stitched(document, members)
-            else:
-                yield self._stretched(document, members)
+            self._note(members)
+            make = self._stitched if self._config.kind == "stitch" else self._stretched
+            megadoc = make(document, members)
+            self._totals["characters"] += len(megadoc.text)
+            yield megadoc
+
+    def _note(self, members: list[Member]) -> None:
+        self._totals["members"] += len(members)
+        for member in members:
+            self._totals["member_tokens"] += member.tokens
+            for name, value in (
+                ("methods", member.method),
+                ("generators", member.generator),
+                ("prompts", member.prompt),
+            ):
+                if value is not None:
+                    self._made_by[name].add(value)
 
     def check(self, generated: int) -> None:
         """Refuse what cannot be a whole result; see `build_megadocs`."""
@@ -146,11 +170,12 @@ class _Build:
     @property
     def counts(self) -> dict[str, Any]:
         """See `build_megadocs`."""
-        names = ["documents", "members", "unknown_sources"]
+        names = ["documents", "characters", "members", "member_tokens", "unknown_sources"]
         if self._config.kind == "stretch":
             names += ["missing_rationales", "tags_removed"]
         return {
             **{name: self._totals[name] for name in names},
+            "made_by": {name: sorted(found) for name, found in self._made_by.items()},
             "without_generations": self._by_generations[0],
             "by_generations": {
                 str(n): self._by_generations[n] for n in sorted(self._by_generations)

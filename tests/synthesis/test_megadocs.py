@@ -4,6 +4,7 @@ import random
 import re
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import honest_text
@@ -11,6 +12,7 @@ from scripted import honest_text
 from megatron_synth.config import DataError
 from megatron_synth.corpus import Document, read_documents, write_documents
 from megatron_synth.corpus.document import PART_BREAK
+from megatron_synth.synthesis.card import CARD
 from megatron_synth.synthesis.megadocs import MEGADOCS, MegadocsConfig, build_megadocs
 from megatron_synth.synthesis.pieces import CUT, cut_points
 
@@ -27,6 +29,8 @@ def rephrased(document, generation, method="rephrase_hq"):
         generation=generation,
         round=0,
         generator="small@1",
+        prompt=f"{method}@abc",
+        token_counts={"text": 25},
         metadata={"request": generation},
     )
 
@@ -58,11 +62,31 @@ def test_a_stitched_document_is_its_generations_in_some_order_and_then_itself(tm
     assert len(orders) > 5
     assert counts == {
         "documents": 12,
+        "characters": sum(len(megadoc.text) for megadoc in megadocs),
         "members": 48,
+        "member_tokens": 48 * 25,
+        "made_by": {
+            "methods": ["rephrase_hq"],
+            "generators": ["small@1"],
+            "prompts": ["rephrase_hq@abc"],
+        },
         "unknown_sources": 0,
         "without_generations": 0,
         "by_generations": {"4": 12},
     }
+
+
+def test_the_card_says_what_they_are_and_who_wrote_what_is_in_them(tmp_path):
+    build(tmp_path, seed=3, licence="cc-by-4.0")
+    text = (tmp_path / "out" / CARD).read_text(encoding="utf-8")
+    _, header, rest = text.split("---\n", 2)
+    found = yaml.safe_load(header)
+    assert (found["license"], found["size_categories"]) == ("cc-by-4.0", ["n<1K"])
+    assert found["configs"][0]["data_files"] == MEGADOCS
+    assert found["tags"] == ["synthetic", "pretraining", "megadocs", "stitch"]
+    for fact in ("stands: last", "order: 3", "Megadocs: 12", "12 with 4", "small@1", "1,200"):
+        assert fact in rest
+    assert "rephrase_hq@abc" in rest
 
 
 def test_the_provenance_names_where_everything_came_from(tmp_path):
