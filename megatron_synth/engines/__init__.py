@@ -14,6 +14,7 @@ vLLM.
 from megatron_synth.engines.chat import ChatForm, read_chat_form
 from megatron_synth.engines.config import EngineConfig, gpus_of, make_engine
 from megatron_synth.engines.endpoint import EndpointConfig, EndpointEngine
+from megatron_synth.engines.failures import classify_failure
 from megatron_synth.engines.log import RequestLog
 from megatron_synth.engines.model_folder import ModelFolder, fingerprint_model, read_model_folder
 from megatron_synth.engines.requests import Completion, Engine, Request, Sampling, complete
@@ -35,6 +36,7 @@ __all__ = [
     "ServerEngine",
     "VllmConfig",
     "VllmEngine",
+    "classify_failure",
     "complete",
     "fingerprint_model",
     "gpus_of",

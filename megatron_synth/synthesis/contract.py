@@ -61,7 +61,7 @@ class Method(Protocol):
 
         The document carries its provenance (METHODS 1); `token_counts["text"]` holds the tokens
         of its text. Without a usable answer it has no text and the finish reason `error`, and
-        `metadata["failure"]` names why (`failed`, `unparseable`); the filters drop it.
+        `metadata["failure"]` names why (see `filters.REASONS`); the filters drop it.
         """
         ...
 

@@ -19,7 +19,9 @@ from megatron_synth.synthesis.phrases import (
 
 REASONS = {
     "unparseable": "no answer in the form that the prompt asks for, after synthesis.tries",
-    "failed": "the engine gave no answer",
+    "context_too_long": "longer than the generator's context, as its engine says",
+    "refused_by_engine": "the engine's own filter refused to answer",
+    "failed": "no answer, for the reason in metadata.failure_message",
     "empty": "no text",
     "unfinished": "cut at the longest answer before it ended by itself",
     "too_short": "fewer tokens than filters.min_tokens",
@@ -34,6 +36,7 @@ REASONS = {
     "other_language": "is in another language than its source",
 }
 """Every reason for which a document is dropped; the first that applies is recorded."""
+_FAILURES = ("unparseable", "context_too_long", "refused_by_engine", "failed")
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,10 @@ def _reason_at_sight(
 ) -> str | None:
     """The reasons that need no other text than the document's and its source's."""
     text = document.text
+    failure = document.metadata.get("failure")
+    if failure in _FAILURES:
+        return str(failure)
     checks: tuple[tuple[str, Callable[[], bool]], ...] = (
-        ("unparseable", lambda: document.metadata.get("failure") == "unparseable"),
         ("failed", lambda: document.finish_reason == "error"),
         ("empty", lambda: not text.strip()),
         ("unfinished", lambda: config.finished and document.finish_reason != "stop"),

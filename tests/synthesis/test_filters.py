@@ -61,6 +61,13 @@ def test_each_reason_is_found(document, reason):
     assert reason in REASONS
 
 
+@pytest.mark.parametrize("failure", ["unparseable", "context_too_long", "refused_by_engine"])
+def test_a_document_without_an_answer_says_why(failure):
+    document = Document("d", "", finish_reason="error", metadata={"failure": failure})
+    assert drop_reason(CONFIG, document, SOURCE) == failure
+    assert failure in REASONS
+
+
 @pytest.mark.parametrize(
     ("config", "document"),
     [

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from megatron_synth.corpus import Document
-from megatron_synth.engines import Completion, Request, Sampling
+from megatron_synth.engines import Completion, Request, Sampling, classify_failure
 from megatron_synth.runs import hash_json
 from megatron_synth.synthesis.answers import Unparseable
 from megatron_synth.synthesis.config import SynthesisConfig
@@ -213,7 +213,8 @@ class Asking:
     ) -> Answer[Value]:
         last = completions[-1]
         if last.error is not None:
-            return Answer(completions, seed, failure=FAILED, message=last.error)
+            failure = classify_failure(last.error)
+            return Answer(completions, seed, failure=failure, message=last.error)
         text = last.text or self.setting.tokenizer.decode(last.token_ids)
         try:
             return Answer(completions, seed, question.parse(text))
