@@ -1,14 +1,24 @@
 """The verb `synthesize`: documents to synthetic documents, by any method of METHODS 1."""
 
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from megatron_synth.cli.answers import Json, print_json
 from megatron_synth.cli.megadocs import KINDS, make_megadocs
-from megatron_synth.cli.products import Made, make_product
-from megatron_synth.config import ConfigError, apply_overrides, parse_config, read_yaml
+from megatron_synth.cli.products import Made, make_product, shared_work
+from megatron_synth.config import (
+    ConfigError,
+    RunError,
+    apply_overrides,
+    parse_config,
+    read_yaml,
+)
+
+if TYPE_CHECKING:
+    from megatron_synth.synthesis import SynthesisConfig
 
 EXAMPLE = (
     "Example: megatron-synth synthesize rephrase_hq --documents corpora/web/documents.jsonl.zst "
@@ -110,25 +120,17 @@ def synthesize(
         COUNTS,
         DOCUMENTS,
         DROPPED,
-        SynthesisConfig,
         describe_generator,
+        find_array_task,
         load_prompts,
         synthesize,
+        synthesize_share,
     )
     from megatron_synth.synthesis.card import CARD
     from megatron_synth.synthesis.gate import REPORT, SAMPLE
     from megatron_synth.tokens import Tokenizer
 
-    tree = apply_overrides(read_yaml(config) if config else {}, overrides or [])
-    options: dict[str, Any] = {"method": method}
-    if prompt_file:
-        options["prompt_file"] = prompt_file
-    if generations is not None:
-        options["generations"] = generations
-    for name, value in options.items():
-        if tree.setdefault(name, value) != value:
-            raise ConfigError(f"{name} is set twice, in other words", where=str(config or name))
-    settings = parse_config(tree, SynthesisConfig, where=str(config or "synthesize"))
+    settings = _settings(method, config, overrides, prompt_file, generations)
     if (documents is None) != (settings.method == "self_distill"):
         raise ConfigError(
             f"{method} needs source documents"
@@ -136,6 +138,7 @@ def synthesize(
             else "self_distill has no source documents",
             where="--documents",
         )
+    task = find_array_task(settings)
     if not model.is_dir():
         raise ConfigError("no such folder", where=model)
     loaded = Tokenizer.load(tokenizer or model)
@@ -149,17 +152,21 @@ def synthesize(
     dumped = settings.model_dump(mode="json")
     decides = {name: value for name, value in dumped.items() if name not in {*_HOW, "prompt_file"}}
 
+    key = hash_json({"kind": "synthesize", "config": decides, **content})
+    inputs = (settings, Path(documents) if documents else None, tokenizer or model, model, out)
+
+    if task is not None:
+        with shared_work(out, key) as unfinished, shown_progress() as progress:
+            outstanding = (
+                synthesize_share(*inputs, progress, task, held_out=held_out) if unfinished else ""
+            )
+        if outstanding:
+            _say_outstanding(outstanding, task.index is None, out, as_json)
+            return
+
     def make() -> Made:
         with shown_progress() as progress:
-            counts = synthesize(
-                settings,
-                Path(documents) if documents else None,
-                tokenizer or model,
-                model,
-                out,
-                progress,
-                held_out=held_out,
-            )
+            counts = synthesize(*inputs, progress, held_out=held_out)
         logs = [path.name for path in out.glob("requests-*.log")]
         return Made(
             counts, [DOCUMENTS, DROPPED, CARD, COUNTS, REPORT, SAMPLE, *logs], loaded.fingerprint
@@ -168,19 +175,56 @@ def synthesize(
     counts = make_product(
         out,
         kind="synthesize",
-        key=hash_json({"kind": "synthesize", "config": decides, **content}),
+        key=key,
         config={**dumped, **content, "documents": documents},
         make=make,
+        patience=0 if task is None else math.inf,
     )
     if as_json:
         print_json({"folder": str(out), **counts})
         return
+    _say_made(out / DOCUMENTS, counts)
+
+
+def _settings(
+    method: str,
+    config: Path | None,
+    overrides: list[str] | None,
+    prompt_file: list[Path] | None,
+    generations: int | None,
+) -> "SynthesisConfig":
+    from megatron_synth.synthesis import SynthesisConfig
+
+    tree = apply_overrides(read_yaml(config) if config else {}, overrides or [])
+    options: dict[str, Any] = {"method": method}
+    if prompt_file:
+        options["prompt_file"] = prompt_file
+    if generations is not None:
+        options["generations"] = generations
+    for name, value in options.items():
+        if tree.setdefault(name, value) != value:
+            raise ConfigError(f"{name} is set twice, in other words", where=str(config or name))
+    return parse_config(tree, SynthesisConfig, where=str(config or "synthesize"))
+
+
+def _say_made(documents: Path, counts: dict[str, Any]) -> None:
     typer.echo(
-        f"{out / DOCUMENTS}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
+        f"{documents}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
         f"of {counts['seeds']:,} source documents"
     )
     dropped = ", ".join(f"{n:,} {reason}" for reason, n in counts["dropped"].items()) or "none"
     typer.echo(f"{counts['requests']:,} requests; dropped: {dropped}")
-    inputs = {name: n for name, n in counts.items() if name.startswith(("inputs_", "seeds_")) and n}
-    if inputs:
-        typer.echo(", ".join(f"{n:,} {name}" for name, n in inputs.items()))
+    unfit = {name: n for name, n in counts.items() if name.startswith(("inputs_", "seeds_")) and n}
+    if unfit:
+        typer.echo(", ".join(f"{n:,} {name}" for name, n in unfit.items()))
+
+
+def _say_outstanding(tasks: str, outside: bool, out: Path, as_json: bool) -> None:
+    """Say which tasks of the array are not done; an error where no task is asking."""
+    submit = f"Submit again those that are no longer in the queue: sbatch --array={tasks}"
+    if outside:
+        raise RunError(f"tasks of the array are outstanding: {tasks}", where=out, fix=submit)
+    if as_json:
+        print_json({"folder": str(out), "outstanding": tasks})
+        return
+    typer.echo(f"{out}: this task is done; outstanding: {tasks}. {submit}")

@@ -133,6 +133,15 @@ class ExperimentConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _a_step_is_one_job(self) -> Self:
+        if self.synthesis is not None and self.synthesis.ray.slurm_array is not None:
+            raise ValueError(
+                "synthesis.ray.slurm_array: a step of an experiment is one job; synthesis.workers "
+                "spreads it over GPUs, and the verb `synthesize` runs in an array"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _lengths(self) -> Self:
         if self.split.max_document_tokens >= self.training.sequence_length:
             raise ValueError(

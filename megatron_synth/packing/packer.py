@@ -10,7 +10,7 @@ from megatron_synth.packing.choosing import ENCODERS, choose_encoder
 from megatron_synth.packing.config import PackConfig
 from megatron_synth.runs import Progress
 from megatron_synth.runs.atomic import disk_errors
-from megatron_synth.runs.store import exclusive
+from megatron_synth.runs.locks import exclusive
 from megatron_synth.tokens import Tokenizer
 
 PART_BYTES = 32 << 20

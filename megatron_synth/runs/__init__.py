@@ -9,12 +9,13 @@ Cost: one hash of every product file (xxh3, several GB/s).
 from megatron_synth.runs.atomic import atomic_write, disk_errors, fsync_folder, write_json
 from megatron_synth.runs.hash_cache import hash_file_once
 from megatron_synth.runs.hashing import hash_file, hash_json
+from megatron_synth.runs.locks import exclusive, shared
 from megatron_synth.runs.logs import get_logger, log_to
 from megatron_synth.runs.manifest import Manifest, Parent, read_manifest, write_manifest
 from megatron_synth.runs.metrics import MetricsLog, read_metrics
 from megatron_synth.runs.progress import Progress, ProgressState, read_progress
 from megatron_synth.runs.showing import describe_progress, format_seconds, shown_progress
-from megatron_synth.runs.store import AlreadyDoneError, StepWork, Store, exclusive
+from megatron_synth.runs.store import AlreadyDoneError, StepWork, Store
 
 __all__ = [
     "AlreadyDoneError",
@@ -39,6 +40,7 @@ __all__ = [
     "read_manifest",
     "read_metrics",
     "read_progress",
+    "shared",
     "shown_progress",
     "write_json",
     "write_manifest",

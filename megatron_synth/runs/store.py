@@ -5,14 +5,15 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from megatron_synth.config import RunError
 from megatron_synth.runs.atomic import disk_errors, fsync_folder
 from megatron_synth.runs.hashing import hash_json
+from megatron_synth.runs.locks import exclusive
 from megatron_synth.runs.manifest import (
     MANIFEST,
     Manifest,
@@ -155,64 +156,6 @@ class Store:
         work.folder.rename(final)
         fsync_folder(self.root)
         return read_manifest(final)
-
-
-@contextmanager
-def exclusive(
-    path: Path, what: str, patience: float = 30.0, remove: bool = False
-) -> Iterator[None]:
-    """Hold the lock file `path`; it is free again when the block, or this process, ends.
-
-    Args:
-        path: The lock file; it holds the owner's process id.
-        what: What is locked, for the message.
-        patience: Seconds to wait. What a killed launcher left running needs some to end.
-        remove: Remove the file at the end of the block; else it stays.
-
-    Raises:
-        RunError: Another process holds it.
-    """
-    end = time.monotonic() + patience
-    with ExitStack() as stack:
-        with disk_errors(path):
-            handle = stack.enter_context(path.open("a+"))
-        while not (_try_lock(handle) and _is_still(handle, path)):
-            if time.monotonic() > end:
-                handle.seek(0)
-                owner = handle.read().strip() or "unknown"
-                raise RunError(
-                    f"another process (pid {owner}) is working on it",
-                    where=what,
-                    fix="Wait for it, or end it, then run the same command again.",
-                )
-            time.sleep(0.1)
-            stack.close()  # the owner may have removed the file that we waited for
-            handle = stack.enter_context(path.open("a+"))
-        with disk_errors(path):
-            handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
-        try:
-            yield
-        finally:
-            if remove:
-                path.unlink(missing_ok=True)
-
-
-def _is_still(handle: IO[str], path: Path) -> bool:
-    """Whether `path` is still the file that `handle` has open."""
-    try:
-        return os.fstat(handle.fileno()).st_ino == path.stat().st_ino
-    except FileNotFoundError:
-        return False
-
-
-def _try_lock(handle: IO[str]) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -7,18 +7,21 @@ writes each by asking and answering (`contract.Method`, one file each under `met
 Cost: about 20 s to start Ray and vLLM, then the engine's speed; under 6 GB on two cores.
 """
 
+from megatron_synth.synthesis.array import ArrayTask, find_array_task
 from megatron_synth.synthesis.config import FilterConfig, RayConfig, SynthesisConfig
 from megatron_synth.synthesis.contract import Item, Method, Writing, request_key
-from megatron_synth.synthesis.filters import REASONS, drop_reason
+from megatron_synth.synthesis.filters import REASONS, drop_reason, drop_reasons
 from megatron_synth.synthesis.generator import Generator, describe_generator
+from megatron_synth.synthesis.merging import DOCUMENTS, DROPPED
 from megatron_synth.synthesis.methods.making import load_prompts
-from megatron_synth.synthesis.run import COUNTS, DOCUMENTS, DROPPED, synthesize
+from megatron_synth.synthesis.run import COUNTS, synthesize, synthesize_share
 
 __all__ = [
     "COUNTS",
     "DOCUMENTS",
     "DROPPED",
     "REASONS",
+    "ArrayTask",
     "FilterConfig",
     "Generator",
     "Item",
@@ -28,7 +31,10 @@ __all__ = [
     "Writing",
     "describe_generator",
     "drop_reason",
+    "find_array_task",
+    "drop_reasons",
     "load_prompts",
     "request_key",
     "synthesize",
+    "synthesize_share",
 ]

@@ -21,7 +21,6 @@ _LOG = get_logger(__name__)
 _SOCKET_PATH = 107
 _RAY_ADDS = 75
 _SHORT = "/tmp"  # where TMPDIR is too long
-_RECORD = "ray_folder"
 _PREFIX = "ray-"
 _MIB = 1 << 20
 _SECONDS_TO_END = 10.0
@@ -39,18 +38,23 @@ _ENVIRONMENT = {
 
 
 @contextmanager
-def local_ray(config: RayConfig, work: Path, engines: int) -> Iterator[None]:
+def local_ray(config: RayConfig, record: Path, engines: int) -> Iterator[None]:
     """Run the block with a private Ray on this machine; a running one is never joined.
 
     All of Ray's files lie in a folder that is removed at the end, or, after a kill, at the next
     start. The machine's cores are divided among `engines` workers.
 
+    Args:
+        config: How large it is.
+        record: File that names Ray's folder while there is one.
+        engines: Generation workers.
+
     Raises:
         RunError: Ray does not start.
     """
-    _remove_leftovers(work)
-    folder = _socket_safe_folder(work)
-    (work / _RECORD).write_text(str(folder), encoding="utf-8")
+    _remove_leftovers(record)
+    folder = _socket_safe_folder(record.parent)
+    record.write_text(str(folder), encoding="utf-8")
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     with _environment(engines):
         import ray
@@ -78,7 +82,7 @@ def local_ray(config: RayConfig, work: Path, engines: int) -> Iterator[None]:
             ray.shutdown()
             _end_children(before, folder)
             shutil.rmtree(folder, ignore_errors=True)
-            (work / _RECORD).unlink(missing_ok=True)
+            record.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -119,9 +123,8 @@ def _socket_safe_folder(work: Path) -> Path:
     )
 
 
-def _remove_leftovers(work: Path) -> None:
+def _remove_leftovers(record: Path) -> None:
     """Remove what a killed try left: agents that outlive their Ray for a minute, and its folder."""
-    record = work / _RECORD
     if not record.is_file():
         return
     folder = Path(record.read_text(encoding="utf-8"))

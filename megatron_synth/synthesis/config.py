@@ -56,6 +56,10 @@ class RayConfig(Config):
     """Memory for what stages hand each other."""
     worker_restarts: int = Field(default=3, ge=0)
     """How often a generation worker that died is started anew before the step fails."""
+    slurm_array: int | None = Field(default=None, ge=1)
+    """Tasks of the Slurm array that the same command runs in, `sbatch --array=0-N` with N one less:
+    each makes its share of the shards, the one that ends last joins them. Of the verb
+    `synthesize` only; not set: this process makes all, whatever Slurm says."""
 
 
 Audience = Literal["grade school", "college", "experts", "general public"]
@@ -169,6 +173,11 @@ class SynthesisConfig(Config):
                 raise ValueError(f"{self.method} has no use for {name}")
         if self.method == "latent_thoughts" and self.long_input != "skip":
             raise ValueError("latent_thoughts reads whole documents: long_input must be skip")
+        if (self.ray.slurm_array or 1) > self.shards:
+            raise ValueError(
+                f"ray.slurm_array={self.ray.slurm_array} tasks share {self.shards} shards: "
+                "set shards to as many or more"
+            )
         for name in ("max_copies", "max_irrelevant"):
             if self.method == "self_distill" and getattr(self.mideval, name, None) is not None:
                 raise ValueError(f"self_distill has no sources: mideval.{name} says nothing")

@@ -55,7 +55,8 @@ def run_stages(
     from nemo_curator.pipeline import Pipeline
 
     engines = min(config.workers, len(shards))
-    with local_ray(config.ray, places.work, engines), _quiet_curator():
+    record = places.ray(shards[0] % (config.ray.slurm_array or 1))
+    with local_ray(config.ray, record, engines), _quiet_curator():
         pipeline = Pipeline(name="synthesis", stages=list(stages))
         try:
             pipeline.run(RayDataExecutor(), initial_tasks=tasks)

@@ -43,6 +43,10 @@ class Places:
         """Written when a shard is generated: in how many parts, and what its log counted."""
         return self.work / f"generated-{shard:05d}.json"
 
+    def ray(self, task: int) -> Path:
+        """Names the folder of a Ray of ours; each task of a Slurm array has one."""
+        return self.work / f"ray-{task:05d}.txt"
+
     def table(self, shard: int, part: int) -> Path:
         """Documents on their way to the filters; removed when the part is done."""
         return self.work / f"{_part(shard, part)}.parquet"

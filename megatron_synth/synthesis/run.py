@@ -1,22 +1,29 @@
 """The synthesis step: a generator and seed documents in; kept and dropped documents out."""
 
 import json
+import math
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
-from megatron_synth.config import ConfigError, RunError
-from megatron_synth.corpus import Document, document_writer, list_files, read_documents
-from megatron_synth.corpus.document import from_record
+from megatron_synth.config import ConfigError
+from megatron_synth.corpus import Document, list_files, read_documents
 from megatron_synth.engines import Engine
 from megatron_synth.engines import make_engine as start_engine
 from megatron_synth.engines.vllm_settings import VllmSettings
-from megatron_synth.runs import Progress, hash_file, hash_json, write_json
+from megatron_synth.runs import (
+    Progress,
+    exclusive,
+    hash_file,
+    hash_file_once,
+    hash_json,
+    write_json,
+)
+from megatron_synth.synthesis.array import ArrayTask
 from megatron_synth.synthesis.card import CARD, write_card
 from megatron_synth.synthesis.config import SynthesisConfig
 from megatron_synth.synthesis.contract import Method
@@ -24,29 +31,17 @@ from megatron_synth.synthesis.filters import FilterContext, read_held_out
 from megatron_synth.synthesis.gate import pass_gate
 from megatron_synth.synthesis.generator import Generator, describe_generator
 from megatron_synth.synthesis.identity import product_hash, run_hash
+from megatron_synth.synthesis.merging import DOCUMENTS, merge_shards, read_part_file
 from megatron_synth.synthesis.methods.defaults import DEFAULTS, PROMPTLESS
 from megatron_synth.synthesis.methods.making import load_prompts, make_method
 from megatron_synth.synthesis.places import Places
+from megatron_synth.synthesis.prompts import Prompt
 from megatron_synth.synthesis.seeds import SeedStore, build_seeds
-from megatron_synth.synthesis.state import read_state
 from megatron_synth.synthesis.watching import watch
 from megatron_synth.tokens import Tokenizer
 
-DOCUMENTS = "documents.jsonl.zst"
-DROPPED = "dropped.jsonl.zst"
 COUNTS = "counts.json"
 _WORK = ".work"
-_TOTALS = (
-    "requests",
-    "documents",
-    "tokens",
-    "prompt_tokens",
-    "output_tokens",
-    "surplus_requests",
-    "asked_again",
-    "special_spellings",
-    "replacement_characters",
-)
 
 
 def synthesize(
@@ -97,6 +92,173 @@ def synthesize(
             run the model here.
         RunError: See `Shard.run`; or memory, disk, Ray.
     """
+    step = _prepare(
+        config,
+        documents,
+        tokenizer_folder,
+        model_folder,
+        out,
+        progress,
+        generator_name,
+        held_out,
+        make_engine,
+    )
+    counts = step.finished()
+    if counts is None:
+        step.make(range(config.shards))
+        counts = step.merge()
+    shutil.rmtree(step.work, ignore_errors=True)
+    return counts
+
+
+def synthesize_share(
+    config: SynthesisConfig,
+    documents: Path | None,
+    tokenizer_folder: Path,
+    model_folder: Path,
+    out: Path,
+    progress: Progress,
+    task: ArrayTask,
+    *,
+    generator_name: str | None = None,
+    held_out: Path | None = None,
+    make_engine: Callable[[], Engine] | None = None,
+) -> str:
+    """Make one array task's shards, beside other tasks that do the same for theirs.
+
+    What tasks share is made once: the first one builds the store of source documents, and the
+    first one passes the mideval gate, while the others wait. When nothing is outstanding,
+    `synthesize` with the same arguments joins the shards; no task may be at work then.
+
+    Args:
+        config: Says how many shards there are.
+        documents: Files, which look the same to every task; `out` too.
+        tokenizer_folder: The generator's tokenizer.
+        model_folder: The generator.
+        out: Output folder.
+        progress: Of all tasks together.
+        task: Says which shards are made here; outside of the array, none.
+        generator_name: Recorded as the generator's name.
+        held_out: JSONL of held-out documents.
+        make_engine: Another engine than vLLM on `model_folder`.
+
+    Returns:
+        The tasks that are not done, such as `3,7-9`; empty when all shards are.
+
+    Raises:
+        MegatronSynthError: As `synthesize`.
+    """
+    step = _prepare(
+        config,
+        documents,
+        tokenizer_folder,
+        model_folder,
+        out,
+        progress,
+        generator_name,
+        held_out,
+        make_engine,
+    )
+    if step.finished() is not None:
+        return ""
+    if shards := task.shards(config.shards):
+        step.make(shards, together=True)
+    return task.outstanding(step.places, config.shards)
+
+
+@dataclass
+class _Step:
+    """A step whose inputs have been read."""
+
+    config: SynthesisConfig
+    out: Path
+    work: Path
+    run: str
+    product: str
+    prompts: tuple[Prompt, ...]
+    seeds: SeedStore | None
+    tokenizer: Tokenizer
+    held_out: Path | None
+    guarded: dict[str, int]
+    make_method: Callable[[], Method]
+    make_engine: Callable[[], Engine]
+    progress: Progress
+
+    @cached_property
+    def method(self) -> Method:
+        return self.make_method()
+
+    @property
+    def places(self) -> Places:
+        return Places(self.out.absolute(), self.work / self.product[:12])
+
+    def finished(self) -> dict[str, Any] | None:
+        """The counts, where the product is there."""
+        path = self.out / COUNTS
+        if not path.is_file():
+            return None
+        counts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return counts if counts.pop("product") == self.product else None
+
+    def make(self, shards: Sequence[int], together: bool = False) -> None:
+        """Pass the gate and make `shards`, perhaps together with others who make other shards."""
+        wordings = tuple(prompt.wording for prompt in self.prompts)
+        context = FilterContext.of(self.config, wordings, self.held_out)
+        method = self.method  # one that refuses the settings does so before Ray starts
+        generate = partial(
+            _generate,
+            self.config,
+            self.run,
+            self.make_method,
+            self.make_engine,
+            context,
+            method.total,
+            self.progress,
+        )
+        if self.config.mideval is not None:
+            lock = self.work / "mideval.lock"
+            with exclusive(lock, "mideval", patience=math.inf) if together else nullcontext():
+                pass_gate(
+                    self.config,
+                    self.out,
+                    self.work,
+                    self.run,
+                    self.product,
+                    method,
+                    context,
+                    partial(generate, range(1)),
+                    self.progress,
+                )
+        self.places.work.mkdir(exist_ok=True)
+        generate(shards, self.places)
+
+    def merge(self) -> dict[str, Any]:
+        """Join the shards; the counts, which are written last."""
+        out = self.out
+        self.progress.phase("writing documents")
+        counts = merge_shards(self.config, self.places, self.tokenizer, out)
+        counts |= {
+            "seeds": len(self.seeds) if self.seeds else 0,
+            **self.method.count_inputs(),
+            **self.guarded,
+        }
+        write_card(out / CARD, self.config, counts, read_part_file(out / DOCUMENTS), DOCUMENTS)
+        write_json(out / COUNTS, {"product": self.product, **counts})
+        return counts
+
+
+def _prepare(
+    config: SynthesisConfig,
+    documents: Path | Iterable[Document] | None,
+    tokenizer_folder: Path,
+    model_folder: Path,
+    out: Path,
+    progress: Progress,
+    generator_name: str | None,
+    held_out: Path | None,
+    make_engine: Callable[[], Engine] | None,
+) -> _Step:
+    """Read the inputs; the documents are encoded where no earlier try has done so."""
     tokenizer = Tokenizer.load(tokenizer_folder)
     generator = describe_generator(config, model_folder, tokenizer, generator_name)
     prompts = load_prompts(config)
@@ -110,44 +272,31 @@ def synthesize(
         held_out = held_out.absolute()
         grams = read_held_out(held_out).counts  # a missing file says so before Ray starts
         guarded = {"held_out_documents": grams["queries"], "held_out_grams": grams["grams"]}
-    product = product_hash(run, config, None if held_out is None else hash_file(held_out))
-    counts = _finished(out, product)
-    if counts is None:
-        make_this_method = partial(
+    start = partial(
+        _start_engine, config, model_folder.absolute(), tokenizer_folder.absolute(), generator
+    )
+    return _Step(
+        config=config,
+        out=out,
+        work=work,
+        run=run,
+        product=product_hash(run, config, None if held_out is None else hash_file(held_out)),
+        prompts=prompts,
+        seeds=seeds,
+        tokenizer=tokenizer,
+        held_out=held_out,
+        guarded=guarded,
+        make_method=partial(
             make_method,
             config,
             prompts,
             seeds.folder if seeds else None,
             tokenizer_folder.absolute(),
             generator,
-        )
-        start = partial(
-            _start_engine, config, model_folder.absolute(), tokenizer_folder.absolute(), generator
-        )
-        context = FilterContext.of(config, tuple(prompt.wording for prompt in prompts), held_out)
-        method = make_this_method()  # one that refuses the settings does so before Ray starts
-        generate = partial(
-            _generate,
-            config,
-            run,
-            make_this_method,
-            make_engine or start,
-            context,
-            method.total,
-            progress,
-        )
-        if config.mideval is not None:
-            pass_gate(config, out, work, run, product, method, context, generate, progress)
-        places = Places(out.absolute(), work / product[:12])
-        places.work.mkdir(exist_ok=True)
-        generate(places)
-        progress.phase("writing documents")
-        counts = _merge(config, places, tokenizer, out)
-        counts |= {"seeds": len(seeds) if seeds else 0, **method.count_inputs(), **guarded}
-        write_card(out / CARD, config, counts, _read_part(out / DOCUMENTS), DOCUMENTS)
-        write_json(out / COUNTS, {"product": product, **counts})
-    shutil.rmtree(work, ignore_errors=True)
-    return counts
+        ),
+        make_engine=make_engine or start,
+        progress=progress,
+    )
 
 
 def _generate(
@@ -158,21 +307,21 @@ def _generate(
     context: FilterContext,
     total: int | None,
     progress: Progress,
+    shards: Sequence[int],
     places: Places,
     sample: int | None = None,
 ) -> None:
-    """Make the shards that are not done; of a sample, the beginning of the first one."""
+    """Make those of `shards` that are not done; with `sample`, so many documents of each."""
     # Curator and Ray take seconds to import: only where they are needed.
     from megatron_synth.synthesis.pipeline import run_stages
     from megatron_synth.synthesis.stages import GenerationStage
 
-    shards = range(config.shards if sample is None else 1)
     open_shards = [n for n in shards if not places.is_done(n)]
     if not open_shards:
         return
+    config = config.model_copy(update={"workers": min(config.workers, len(open_shards))})
     shown = config
     if sample is not None:
-        config = config.model_copy(update={"workers": 1})
         shown = config.model_copy(update={"tokens": None, "shards": 1})
         total = sample if total is None else min(sample, total)
     progress.phase("starting Ray and the engine")
@@ -200,19 +349,11 @@ def _open_seeds(
     if documents is None:
         return None
     if isinstance(documents, Path):
-        files = [hash_file(path) for path in list_files(documents)]
+        files = [hash_file_once(path) for path in list_files(documents)]
         name = f"seeds-{hash_json([files, tokenizer.fingerprint])[:12]}"
         return build_seeds(read_documents(documents), tokenizer, work / name)
     shutil.rmtree(work / "seeds", ignore_errors=True)
     return build_seeds(documents, tokenizer, work / "seeds")
-
-
-def _finished(out: Path, product: str) -> dict[str, Any] | None:
-    path = out / COUNTS
-    if not path.is_file():
-        return None
-    counts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return counts if counts.pop("product") == product else None
 
 
 def _start_engine(
@@ -228,53 +369,3 @@ def _start_engine(
         pays = DEFAULTS[config.method].repeats_source and torch.cuda.is_available()
         engine = engine.model_copy(update={"speculation": "ngram" if pays else "off"})
     return start_engine(engine, model_folder, tokenizer, generator.banned)
-
-
-def _merge(
-    config: SynthesisConfig, places: Places, tokenizer: Tokenizer, out: Path
-) -> dict[str, Any]:
-    """Join the shards' files, in order, and add up their counts."""
-    totals: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
-    with document_writer(out / DOCUMENTS) as kept_file, document_writer(out / DROPPED) as rest:
-        for number in range(config.shards):
-            generated = places.read_generated(number)
-            assert generated is not None, "the pipeline ended, and a shard is not generated"
-            totals["surplus_requests"] += generated.answers
-            totals["asked_again"] += generated.asked_again
-            for part in range(generated.parts):
-                for document in _read_part(places.kept(number, part)):
-                    totals["special_spellings"] += bool(
-                        tokenizer.count_special_spellings(document.text)
-                    )
-                    kept_file.write(document)
-                for document in _read_part(places.dropped(number, part)):
-                    rest.write(document)
-                counts = json.loads(places.counts(number, part).read_text(encoding="utf-8"))
-                dropped.update(counts.pop("dropped"))
-                totals.update(counts)
-    totals["surplus_requests"] -= totals["requests"]
-    if not totals["documents"]:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.most_common()) or "none"
-        raise RunError(
-            f"no document passed the filters; dropped: {reasons}",
-            where=out / DROPPED,
-            fix="Look at the answers there; the generator may be too weak for the method, or "
-            "synthesis.filters too strict.",
-        )
-    states = [read_state(places.state(number)) for number in range(config.shards)]
-    seconds = sum(s.seconds for s in states) / min(config.workers, config.shards)
-    output_tokens = sum(s.new_output_tokens for s in states)
-    return {
-        **{name: totals[name] for name in _TOTALS},
-        "dropped": dict(dropped.most_common()),
-        "seconds": round(seconds, 2),
-        "tokens_per_second": round(output_tokens / seconds, 1) if output_tokens else None,
-    }
-
-
-def _read_part(path: Path) -> Iterator[Document]:
-    # A part without documents is a whole file with no lines; `read_documents` would refuse it.
-    with zstandard.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            yield from_record(json.loads(line), default_id="")

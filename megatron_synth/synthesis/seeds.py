@@ -1,5 +1,8 @@
 """The organic documents on disk, shared by all workers through the page cache."""
 
+import json
+import math
+import platform
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -10,13 +13,11 @@ from numpy.typing import NDArray
 
 from megatron_synth.config import DataError
 from megatron_synth.corpus import Document
-from megatron_synth.runs import hash_file, hash_json, write_json
+from megatron_synth.runs import exclusive, hash_file, hash_json, write_json
 from megatron_synth.tokens import Tokenizer
 
 _BATCH = 1024
 _INFO = "seeds.json"
-
-
 _PARTS = ("texts", "text_ends", "names", "name_ends", "lengths")
 
 
@@ -26,7 +27,7 @@ class SeedStore:
     Attributes:
         folder: Where it lies.
         lengths: int64[documents], tokens of each, without EOS.
-        fingerprint: Hash of all of it.
+        fingerprint: Hash of all of it, as it was when the store was built.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,7 +37,8 @@ class SeedStore:
         self._text_ends = np.load(folder / "text_ends.npy")
         self._name_ends = np.load(folder / "name_ends.npy")
         self.lengths: NDArray[np.int64] = np.load(folder / "lengths.npy")
-        self.fingerprint = hash_json([hash_file(folder / f"{part}.npy") for part in _PARTS])
+        info = json.loads((folder / _INFO).read_text(encoding="utf-8"))
+        self.fingerprint: str = info["fingerprint"]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -58,25 +60,44 @@ def build_seeds(documents: Iterable[Document], tokenizer: Tokenizer, folder: Pat
     """Put `documents` into `folder`, which appears when all is written.
 
     A store that stands there already is opened as it is: the caller names the folder by what it
-    is made from. Documents without text are left out.
+    is made from. Documents without text are left out. Of several processes that want the same
+    store one builds it, and the others wait.
 
     Raises:
         DataError: There is no document with text.
     """
     if not (folder / _INFO).is_file():
-        temporary = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        count = _write(documents, tokenizer, temporary)
-        if not count:
-            raise DataError(
-                "there are no seed documents with text",
-                fix="Check the corpus that synthesis reads: it is empty.",
-            )
-        write_json(temporary / _INFO, {"documents": count, "tokenizer": tokenizer.fingerprint})
-        temporary.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_name(f"{folder.name}.lock")
+        with exclusive(lock, str(folder), patience=math.inf, remove=True):
+            if not (folder / _INFO).is_file():
+                _build(documents, tokenizer, folder)
     return SeedStore(folder)
+
+
+def _build(documents: Iterable[Document], tokenizer: Tokenizer, folder: Path) -> None:
+    # A lock file may hold within a node only: each node has a name of its own to write under.
+    temporary = folder.with_name(f"{folder.name}.{platform.node()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    count = _write(documents, tokenizer, temporary)
+    if not count:
+        shutil.rmtree(temporary)
+        raise DataError(
+            "there are no seed documents with text",
+            fix="Check the corpus that synthesis reads: it is empty.",
+        )
+    fingerprint = hash_json([hash_file(temporary / f"{part}.npy") for part in _PARTS])
+    info = {"documents": count, "tokenizer": tokenizer.fingerprint, "fingerprint": fingerprint}
+    write_json(temporary / _INFO, info)
+    if not (folder / _INFO).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not (folder / _INFO).is_file():
+            raise
+        shutil.rmtree(temporary)  # another node was faster; equal documents make an equal store
 
 
 def _write(documents: Iterable[Document], tokenizer: Tokenizer, folder: Path) -> int:

@@ -3,81 +3,38 @@
 import json
 import logging
 import os
-import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from writing_endpoint import Server, serve, write_inputs
 
 from megatron_synth.cli import app, main
-from megatron_synth.corpus import Document, read_documents, write_documents
+from megatron_synth.corpus import read_documents
 from megatron_synth.runs import read_manifest
-from megatron_synth.tokens import train_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
 
 VERB = [sys.executable, "-m", "megatron_synth.cli", "synthesize"]
-WORDS = [a + b for a in ("ba", "ke", "li", "mo", "nu", "ra") for b in ("dan", "fer", "gol", "mis")]
-
-
-def words(seed: str, count: int) -> str:
-    """Text that differs from seed to seed."""
-    choose = random.Random(seed)
-    return " ".join(choose.choice(WORDS) for _ in range(count))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Source documents, and a model's folder as an endpoint needs it: no weights."""
-    documents = [Document(f"doc-{n}", words(f"source {n}", 40)) for n in range(12)]
-    write_documents(tmp_path / "documents.jsonl.zst", documents)
-    train_tokenizer([d.text for d in documents] + WORDS, 320, tmp_path / "model")
-    (tmp_path / "model" / "config.json").write_text('{"max_position_embeddings": 8192}')
+    write_inputs(tmp_path)
     (tmp_path / "mine.md").write_text(
         "---\nname: mine\nversion: 1\nanswer: text\n---\nRetell: {{text}}\n"
     )
     return tmp_path
 
 
-class Server(ThreadingHTTPServer):
-    """Answers each chat with one pair; keeps what it was asked."""
-
-    asked: list[dict[str, object]]
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            self.server.asked.append(body)
-            said = words(json.dumps(body), 30)
-            text = f"Question: {said}?\nAnswer: {said[::-1]}."
-            choice = {"message": {"content": text}, "finish_reason": "stop"}
-            usage = {"prompt_tokens": 50, "completion_tokens": 40}
-            answer = json.dumps({"choices": [choice], "usage": usage}).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    found = Server(("127.0.0.1", 0), Server.Handler)
-    found.asked = []
-    thread = threading.Thread(target=found.serve_forever, daemon=True)
-    thread.start()
-    yield found
-    found.shutdown()
-    thread.join()
-    found.server_close()
+    with serve() as found:
+        yield found
 
 
 def run(folder: Path, *arguments: str, timeout: float = 60) -> "subprocess.CompletedProcess[str]":
@@ -100,8 +57,7 @@ def arguments(server: Server | None = None, *more: str) -> list[str]:
     given = ["--documents", "documents.jsonl.zst", "--model", "model", "--out", "out", *more]
     if server is None:
         return given
-    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    settings = ["engine.kind=endpoint", f"engine.url={url}", "engine.model=writer"]
+    settings = ["engine.kind=endpoint", f"engine.url={server.url}", "engine.model=writer"]
     return [*given, *settings, "ray.executor=inline", "filters.min_tokens=5"]
 
 

@@ -45,7 +45,7 @@ def test_the_folder_of_a_killed_try_is_removed(tmp_path):
     left = tmp_path / "ray-abc"
     (left / "session").mkdir(parents=True)
     (tmp_path / "ray_folder").write_text(str(left))
-    cluster._remove_leftovers(tmp_path)
+    cluster._remove_leftovers(tmp_path / "ray_folder")
     assert not left.exists()
     assert not (tmp_path / "ray_folder").exists()
 
@@ -54,6 +54,6 @@ def test_a_damaged_record_removes_nothing_else(tmp_path):
     precious = tmp_path / "precious"
     precious.mkdir()
     (tmp_path / "ray_folder").write_text(str(precious))
-    cluster._remove_leftovers(tmp_path)
+    cluster._remove_leftovers(tmp_path / "ray_folder")
     assert precious.is_dir()
     assert Path(tmp_path / "ray_folder").exists() is False

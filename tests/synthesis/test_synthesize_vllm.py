@@ -90,7 +90,7 @@ def test_killed_driver_and_killed_worker_give_every_key_once(folder):
     wait_for(lambda: len(read_answers(folder / LOG)) >= 20 or driver.poll() is not None, "answers")
     assert driver.poll() is None, (folder / "stderr.txt").read_text()[-3000:]
     children = family(driver)
-    ray_folder = Path(next((folder / "out" / ".work").glob("*/ray_folder")).read_text())
+    ray_folder = Path(next((folder / "out" / ".work").glob("*/ray-*.txt")).read_text())
     kill_driver(driver)
     committed = read_answers(folder / LOG)
     assert ray_folder.is_dir()
@@ -173,4 +173,4 @@ def test_a_workers_error_reaches_the_driver_as_one_clear_message(folder):
     assert driver.wait(timeout=PATIENCE) == 1
     error = (folder / "error.txt").read_text()
     assert error.startswith("RunError: shard 0: the filters keep 0 of 20 documents")
-    assert not list((folder / "out" / ".work").glob("*/ray_folder"))
+    assert not list((folder / "out" / ".work").glob("*/ray-*.txt"))
