@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 _PACKAGES = (
@@ -79,28 +80,29 @@ class Cluster:
         return state
 
     def kill_node(self, node: str) -> None:
-        """`kill -9` of a node's daemon and of what runs on it."""
-        pid = int((self.work / "run" / f"{node}.pid").read_text())
-        import psutil
+        """`kill -9` of a node's daemon and of what runs on it.
 
-        daemon = psutil.Process(pid)
-        victims = [daemon, *daemon.children(recursive=True)]
-        for process in psutil.process_iter(["name", "environ"]):
-            with contextlib.suppress(psutil.Error):
-                if (process.info["environ"] or {}).get("SLURMD_NODENAME") == node:
-                    victims.append(process)
-        for process in psutil.process_iter(["cmdline"]):
-            line = " ".join(process.info["cmdline"] or [])
-            if line.startswith("slurmstepd: [") and self._steps_node(process) == node:
-                victims.append(process)
-        for process in victims:
+        The daemons go first: one that outlived its tasks would report how they ended, which a lost
+        node does not.
+        """
+        daemons = [psutil.Process(int((self.work / "run" / f"{node}.pid").read_text()))]
+        tasks = []
+        for process in psutil.process_iter(["cmdline", "environ"]):
+            if " ".join(process.info["cmdline"] or []).startswith("slurmstepd: ["):
+                if self._steps_node(process) == node:
+                    daemons.append(process)
+            elif (process.info["environ"] or {}).get("SLURMD_NODENAME") == node:
+                tasks.append(process)
+        for process in [*daemons, *tasks]:
             with contextlib.suppress(psutil.Error):
                 process.kill()
 
-    def _steps_node(self, process: object) -> str | None:
-        for child in process.children():  # type: ignore[attr-defined]
-            with contextlib.suppress(Exception):
-                return child.environ().get("SLURMD_NODENAME")
+    def _steps_node(self, step: psutil.Process) -> str | None:
+        """The node of a slurmstepd, which only its tasks know."""
+        for task in step.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if name := task.environ().get("SLURMD_NODENAME"):
+                    return name
         return None
 
     def start_node(self, node: str) -> None:
