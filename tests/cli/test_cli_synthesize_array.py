@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -164,7 +165,9 @@ def test_a_broken_gate_stops_every_task_and_is_measured_once(inputs, server, tmp
 
 def test_one_process_for_all_is_refused_while_a_task_is_at_work(inputs, server, tmp_path):
     out = tmp_path / "out"
-    task = start(inputs, out, server, 0, "engine.url=http://127.0.0.1:9/v1", "tries=200")
+    silent = socket.create_server(("127.0.0.1", 0))  # takes questions and never answers
+    url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+    task = start(inputs, out, server, 0, f"engine.url={url}", "tries=200")
     try:
         end = time.monotonic() + 60
         while not list(out.glob("requests-*.log")):
@@ -175,3 +178,4 @@ def test_one_process_for_all_is_refused_while_a_task_is_at_work(inputs, server, 
     finally:
         task.kill()
         task.communicate()
+        silent.close()
