@@ -23,6 +23,7 @@ _RAY_ADDS = 75
 _SHORT = "/tmp"  # where TMPDIR is too long
 _PREFIX = "ray-"
 _MIB = 1 << 20
+_OBJECT_STORE_MB = 128
 _SECONDS_TO_END = 10.0
 
 _ENVIRONMENT = {
@@ -38,7 +39,7 @@ _ENVIRONMENT = {
 
 
 @contextmanager
-def local_ray(config: RayConfig, record: Path, engines: int) -> Iterator[None]:
+def local_ray(config: RayConfig, record: Path, engines: int) -> Iterator[bool]:
     """Run the block with a private Ray on this machine; a running one is never joined.
 
     All of Ray's files lie in a folder that is removed at the end, or, after a kill, at the next
@@ -49,6 +50,9 @@ def local_ray(config: RayConfig, record: Path, engines: int) -> Iterator[None]:
         record: File that names Ray's folder while there is one.
         engines: Generation workers.
 
+    Yields:
+        False: the head node, which is the only one, takes part.
+
     Raises:
         RunError: Ray does not start.
     """
@@ -56,15 +60,15 @@ def local_ray(config: RayConfig, record: Path, engines: int) -> Iterator[None]:
     folder = _socket_safe_folder(record.parent)
     record.write_text(str(folder), encoding="utf-8")
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    with _environment(engines):
+    with ray_environment(max(1, len(os.sched_getaffinity(0)) // engines)):
         import ray
 
         try:
             try:
                 ray.init(
                     address="local",
-                    num_cpus=config.num_cpus,
-                    object_store_memory=config.object_store_mb * _MIB,
+                    num_cpus=config.num_cpus or engines + 1,
+                    object_store_memory=(config.object_store_mb or _OBJECT_STORE_MB) * _MIB,
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level="ERROR",
@@ -77,7 +81,7 @@ def local_ray(config: RayConfig, record: Path, engines: int) -> Iterator[None]:
                     fix="Look at the logs there; too little memory and a full disk are the usual "
                     "causes. Then run the same command again.",
                 ) from error
-            yield
+            yield False
         finally:
             ray.shutdown()
             _end_children(before, folder)
@@ -86,9 +90,15 @@ def local_ray(config: RayConfig, record: Path, engines: int) -> Iterator[None]:
 
 
 @contextmanager
-def _environment(engines: int) -> Iterator[None]:
-    """Set what Ray's processes inherit, and put back what was there."""
-    threads = max(1, len(os.sched_getaffinity(0)) // engines)
+def ray_environment(threads: int) -> Iterator[dict[str, str]]:
+    """Set what Ray's processes inherit, and put back what was there.
+
+    Args:
+        threads: Of a generation worker.
+
+    Yields:
+        What is set.
+    """
     values = {
         **_ENVIRONMENT,
         # Ray would give each worker as many threads as CPUs it reserves.
@@ -98,7 +108,7 @@ def _environment(engines: int) -> Iterator[None]:
     earlier = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
-        yield
+        yield values
     finally:
         for name, value in earlier.items():
             if value is None:

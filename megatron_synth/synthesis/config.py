@@ -1,5 +1,6 @@
 """Settings of a synthesis step."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -50,16 +51,37 @@ class RayConfig(Config):
     executor: Literal["ray_data", "inline"] = "ray_data"
     """`ray_data`: Curator's executor on a Ray of our own, started for the step and ended with it.
     `inline`: the same stages one after the other in this process, without Ray."""
-    num_cpus: int = Field(default=2, ge=2)
-    """CPUs that Ray may count on: one for the stages after generation, the rest for engines."""
-    object_store_mb: int = Field(default=128, ge=80)
-    """Memory for what stages hand each other."""
+    address: str | None = None
+    """A running Ray cluster to work on, such as `10.0.0.1:6379`, or `auto` for the one that this
+    machine belongs to. It is joined and left; nothing of it is started or ended, and other work
+    may be on it. Not set: a Ray of our own."""
+    num_cpus: int | None = Field(default=None, ge=2)
+    """CPUs that a Ray of our own may count on: one for the stages after generation, the rest for
+    engines. Not set: one more than engines."""
+    object_store_mb: int | None = Field(default=None, ge=80)
+    """Memory of a Ray of our own for what stages hand each other; not set: 128."""
     worker_restarts: int = Field(default=3, ge=0)
     """How often a generation worker that died is started anew before the step fails."""
     slurm_array: int | None = Field(default=None, ge=1)
     """Tasks of the Slurm array that the same command runs in, `sbatch --array=0-N` with N one less:
     each makes its share of the shards, the one that ends last joins them. Of the verb
     `synthesize` only; not set: this process makes all, whatever Slurm says."""
+
+    @model_validator(mode="after")
+    def _whose_ray(self) -> Self:
+        if self.address is None:
+            return self
+        for name in ("num_cpus", "object_store_mb"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is for a Ray of our own: the one at address has its size")
+        if self.executor == "inline":
+            raise ValueError("the inline executor uses no Ray: address says nothing")
+        if not re.fullmatch(r"auto|[^:/]+:\d{1,5}", self.address):
+            raise ValueError(
+                f"address={self.address} is neither HOST:PORT nor auto; the command must run on "
+                "a node of the cluster, not through a Ray client"
+            )
+        return self
 
 
 Audience = Literal["grade school", "college", "experts", "general public"]
@@ -177,6 +199,12 @@ class SynthesisConfig(Config):
             raise ValueError(
                 f"ray.slurm_array={self.ray.slurm_array} tasks share {self.shards} shards: "
                 "set shards to as many or more"
+            )
+        engines = min(self.workers, self.shards)
+        if self.ray.num_cpus is not None and self.ray.num_cpus <= engines:
+            raise ValueError(
+                f"ray.num_cpus={self.ray.num_cpus} leaves none beside {engines} engines: set at "
+                f"least {engines + 1}, or nothing"
             )
         for name in ("max_copies", "max_irrelevant"):
             if self.method == "self_distill" and getattr(self.mideval, name, None) is not None:

@@ -1,17 +1,18 @@
-"""Run the stages: on a private Ray with Curator's executor, or one after the other right here."""
+"""Run the stages: on Ray with Curator's executor, or one after the other right here."""
 
 import json
 import logging
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from megatron_synth.config import ConfigError, DataError, MegatronSynthError, RunError
 from megatron_synth.runs import get_logger
 from megatron_synth.synthesis.cluster import local_ray
 from megatron_synth.synthesis.config import SynthesisConfig
+from megatron_synth.synthesis.joining import joined_ray
 from megatron_synth.synthesis.places import Places
 from megatron_synth.synthesis.stages import (
     FilterStage,
@@ -54,14 +55,22 @@ def run_stages(
     from nemo_curator.backends.ray_data import RayDataExecutor
     from nemo_curator.pipeline import Pipeline
 
-    engines = min(config.workers, len(shards))
-    record = places.ray(shards[0] % (config.ray.slurm_array or 1))
-    with local_ray(config.ray, record, engines), _quiet_curator():
+    with _ray(config, places, generation, shards) as without_head, _quiet_curator():
         pipeline = Pipeline(name="synthesis", stages=list(stages))
         try:
-            pipeline.run(RayDataExecutor(), initial_tasks=tasks)
+            pipeline.run(RayDataExecutor(ignore_head_node=without_head), initial_tasks=tasks)
         except Exception as error:
             raise (_worker_error(places, shards) or _pipeline_error(error)) from error
+
+
+def _ray(
+    config: SynthesisConfig, places: Places, generation: GenerationStage, shards: list[int]
+) -> AbstractContextManager[bool]:
+    engines = min(config.workers, len(shards))
+    if config.ray.address is not None:
+        return joined_ray(config.ray.address, places.out, engines, generation.resources.gpus)
+    record = places.ray(shards[0] % (config.ray.slurm_array or 1))
+    return local_ray(config.ray, record, engines)
 
 
 def _run_inline(stages: list[Any], tasks: list[Any]) -> None:

@@ -31,6 +31,7 @@ from megatron_synth.synthesis.filters import (
     drop_reasons,
     packed_tokens,
 )
+from megatron_synth.synthesis.joining import nodes_of
 from megatron_synth.synthesis.places import Generated, Places
 from megatron_synth.synthesis.shard import Shard
 from megatron_synth.synthesis.tables import COLUMNS, SCHEMA, read_part, write_parts
@@ -115,10 +116,10 @@ class GenerationStage(ProcessingStage[ShardTask, FileGroupTask]):
     def ray_stage_spec(self) -> dict[str, Any]:
         """An actor that holds the engine; a worker that dies is started anew a few times."""
         restarts = self._config.ray.worker_restarts
-        return {
-            "is_actor_stage": True,
-            "ray_remote_args": {"max_restarts": restarts, "max_task_retries": restarts},
-        }
+        remote: dict[str, Any] = {"max_restarts": restarts, "max_task_retries": restarts}
+        if self._config.ray.address is not None:
+            remote["scheduling_strategy"] = "SPREAD"  # engines get in each other's way
+        return {"is_actor_stage": True, "ray_remote_args": remote}
 
     def setup(self, worker_metadata: Any = None) -> None:
         """Open the seeds. The engine starts with the first request: a finished log needs none."""
@@ -298,17 +299,28 @@ def gpus_of_an_engine(config: SynthesisConfig) -> float:
 
     Raises:
         ConfigError: More are asked for than there are: Ray would wait for ever.
+        RunError: There is no cluster at `ray.address`.
     """
-    import torch
-
-    there = torch.cuda.device_count()
     each = gpus_of(config.engine)
-    if not there or not each:
+    if not each:
         return 0.0
-    if each * min(config.workers, config.shards) > there:
+    there = _gpus_of_nodes(config)
+    if not any(there):
+        return 0.0
+    engines = min(config.workers, config.shards)
+    if engines > sum(gpus // each for gpus in there):
         raise ConfigError(
-            f"{config.workers} engines of {each} GPUs each are asked for, but {there} are here",
+            f"{engines} engines of {each} GPUs each are asked for, but "
+            f"{' + '.join(map(str, there))} are here",
             where="synthesis.workers, synthesis.engine.tensor_parallel",
             fix="Lower one of them.",
         )
     return float(each)
+
+
+def _gpus_of_nodes(config: SynthesisConfig) -> list[int]:
+    if config.ray.address is not None:
+        return [int(node.gpus) for node in nodes_of(config.ray.address)]
+    import torch
+
+    return [torch.cuda.device_count()]

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from megatron_synth.config import RunError
 from megatron_synth.corpus import Document
@@ -102,8 +101,3 @@ def write_with(
             )
     except StopIteration as finished:
         return finished.value, asked
-
-
-def scripted_engine(tokenizer_folder: Path) -> ScriptedEngine:
-    """For Ray: a function that can be pickled by name."""
-    return ScriptedEngine(Tokenizer.load(tokenizer_folder))

@@ -1,6 +1,7 @@
 """The Curator stages by themselves: what other people's stages between them may rely on."""
 
 import json
+from contextlib import nullcontext
 
 import pyarrow as pa
 import pytest
@@ -12,6 +13,7 @@ from megatron_synth.config import ConfigError
 from megatron_synth.corpus import Document, read_documents
 from megatron_synth.corpus.document import to_row
 from megatron_synth.synthesis import FilterConfig, SynthesisConfig
+from megatron_synth.synthesis.joining import Node
 from megatron_synth.synthesis.places import Places
 from megatron_synth.synthesis.stages import (
     FilterStage,
@@ -108,6 +110,24 @@ def test_more_gpus_than_there_are_is_a_clear_error(tmp_path, monkeypatch):
     config = SynthesisConfig(tokens=1, workers=2, shards=4, engine={"tensor_parallel": 2})
     with pytest.raises(ConfigError, match="2 engines of 2 GPUs each are asked for, but 3"):
         GenerationStage(config, Places(tmp_path, tmp_path), "run", dict, dict)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "message"),
+    [
+        ([0, 4, 4], None),
+        ([3, 3, 3], r"4 engines of 2 GPUs each are asked for, but 3 \+ 3 \+ 3 are here"),
+    ],
+)
+def test_on_a_cluster_an_engine_fits_on_one_node(tmp_path, monkeypatch, gpus, message):
+    nodes = [Node(f"n{i}", is_head=not i, cpus=8, gpus=n) for i, n in enumerate(gpus)]
+    monkeypatch.setattr("megatron_synth.synthesis.stages.nodes_of", lambda address: nodes)
+    config = SynthesisConfig(
+        tokens=1, workers=4, shards=4, engine={"tensor_parallel": 2}, ray={"address": "h:1"}
+    )
+    with pytest.raises(ConfigError, match=message) if message else nullcontext():
+        stage = GenerationStage(config, Places(tmp_path, tmp_path), "run", dict, dict)
+        assert stage.resources.gpus == 2.0
 
 
 def test_a_shard_task_names_its_shard():

@@ -70,3 +70,24 @@ def test_what_means_nothing_is_refused(tree, message):
 def test_one_prompt_file_may_stand_alone(tmp_path):
     path = str(tmp_path / "a.md")
     assert parse(method="faq", prompt_file=path) == parse(method="faq", prompt_file=[path])
+
+
+@pytest.mark.parametrize(
+    ("ray", "message"),
+    [
+        ({"address": "auto", "num_cpus": 4}, "num_cpus is for a Ray of our own"),
+        ({"address": "h:6379", "object_store_mb": 100}, "object_store_mb is for a Ray of our own"),
+        ({"address": "h:6379", "executor": "inline"}, "address says nothing"),
+        ({"address": "ray://h:10001"}, "not through a Ray client"),
+        ({"address": "h"}, "neither HOST:PORT nor auto"),
+        ({"num_cpus": 3}, "set at least 4, or nothing"),
+    ],
+)
+def test_a_ray_that_cannot_be_meant_is_refused(ray, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(method="faq", shards=4, workers=3, ray=ray)
+
+
+def test_a_dump_of_settings_with_a_cluster_reads_back_as_the_same():
+    config = parse(method="faq", ray={"address": "10.0.0.1:6379"})
+    assert SynthesisConfig(**config.model_dump(mode="json")) == config
