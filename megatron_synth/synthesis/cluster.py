@@ -33,7 +33,6 @@ _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "PYTHON_LOG": "off",  # Xenna's
     # Ray's workers are polite by default (nice 15): an engine would starve beside anything else.
     "RAY_worker_niceness": "0",
 }
@@ -61,18 +60,16 @@ def local_ray(config: RayConfig, record: Path, engines: int) -> Iterator[bool]:
     folder = _socket_safe_folder(record.parent)
     record.write_text(str(folder), encoding="utf-8")
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    threads = max(1, len(os.sched_getaffinity(0)) // engines)
-    with ray_environment(threads, config.executor):
+    with ray_environment(max(1, len(os.sched_getaffinity(0)) // engines)):
         import ray
 
         try:
             try:
                 ray.init(
                     address="local",
-                    num_cpus=config.num_cpus or config.cpus_for(engines),
+                    num_cpus=config.num_cpus or engines + 1,
                     object_store_memory=(config.object_store_mb or _OBJECT_STORE_MB) * _MIB,
-                    # Xenna watches its workers through it.
-                    include_dashboard=config.executor == "xenna",
+                    include_dashboard=False,
                     log_to_driver=False,
                     logging_level="ERROR",
                     _temp_dir=str(folder),
@@ -93,12 +90,11 @@ def local_ray(config: RayConfig, record: Path, engines: int) -> Iterator[bool]:
 
 
 @contextmanager
-def ray_environment(threads: int, executor: str) -> Iterator[dict[str, str]]:
+def ray_environment(threads: int) -> Iterator[dict[str, str]]:
     """Set what Ray's processes inherit, and put back what was there.
 
     Args:
         threads: Of a generation worker.
-        executor: See `RayConfig`.
 
     Yields:
         What is set.
@@ -108,8 +104,6 @@ def ray_environment(threads: int, executor: str) -> Iterator[dict[str, str]]:
         # Ray would give each worker as many threads as CPUs it reserves.
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", WAIT_POLICY),
-        # Xenna says itself which GPUs a worker sees, and sets this for good otherwise.
-        "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1" if executor == "xenna" else "",
     }
     earlier = {name: os.environ.get(name) for name in values}
     os.environ.update(values)

@@ -48,30 +48,24 @@ class FilterConfig(Config):
 class RayConfig(Config):
     """The Ray that NeMo Curator's executor runs on."""
 
-    executor: Literal["ray_data", "xenna", "inline"] = "ray_data"
-    """`ray_data`, `xenna`: Curator's executors, on a Ray of our own, started for the step and ended
-    with it, or on one that is there. `inline`: the same stages one after the other in this
-    process, without Ray."""
+    executor: Literal["ray_data", "inline"] = "ray_data"
+    """`ray_data`: Curator's executor on a Ray of our own, started for the step and ended with it.
+    `inline`: the same stages one after the other in this process, without Ray."""
     address: str | None = None
     """A running Ray cluster to work on, such as `10.0.0.1:6379`, or `auto` for the one that this
     machine belongs to. It is joined and left; nothing of it is started or ended, and other work
     may be on it. Not set: a Ray of our own."""
     num_cpus: int | None = Field(default=None, ge=2)
-    """CPUs that a Ray of our own may count on: one for the stages after generation (`xenna`: three,
-    since it runs them all at once), the rest for engines. Not set: as many as that takes."""
+    """CPUs that a Ray of our own may count on: one for the stages after generation, the rest for
+    engines. Not set: one more than engines."""
     object_store_mb: int | None = Field(default=None, ge=80)
     """Memory of a Ray of our own for what stages hand each other; not set: 128."""
     worker_restarts: int = Field(default=3, ge=0)
-    """How often a generation worker that died is started anew before the step fails; `xenna`
-    starts none anew."""
+    """How often a generation worker that died is started anew before the step fails."""
     slurm_array: int | None = Field(default=None, ge=1)
     """Tasks of the Slurm array that the same command runs in, `sbatch --array=0-N` with N one less:
     each makes its share of the shards, the one that ends last joins them. Of the verb
     `synthesize` only; not set: this process makes all, whatever Slurm says."""
-
-    def cpus_for(self, engines: int) -> int:
-        """CPUs that Ray must have for so many engines and the stages after them."""
-        return engines + (3 if self.executor == "xenna" else 1)
 
     @model_validator(mode="after")
     def _whose_ray(self) -> Self:
@@ -207,11 +201,10 @@ class SynthesisConfig(Config):
                 "set shards to as many or more"
             )
         engines = min(self.workers, self.shards)
-        needed = self.ray.cpus_for(engines)
-        if self.ray.num_cpus is not None and self.ray.num_cpus < needed:
+        if self.ray.num_cpus is not None and self.ray.num_cpus <= engines:
             raise ValueError(
-                f"ray.num_cpus={self.ray.num_cpus} is too few for {engines} engines and the "
-                f"stages after them: set at least {needed}, or nothing"
+                f"ray.num_cpus={self.ray.num_cpus} leaves none beside {engines} engines: set at "
+                f"least {engines + 1}, or nothing"
             )
         for name in ("max_copies", "max_irrelevant"):
             if self.method == "self_distill" and getattr(self.mideval, name, None) is not None:

@@ -13,12 +13,12 @@ from typing import Any
 
 from megatron_synth.config import ConfigError, RunError
 from megatron_synth.synthesis.cluster import ray_environment
-from megatron_synth.synthesis.config import RayConfig
 
 _SECONDS_TO_APPEAR = 15.0
 """A file system of several nodes may show a new file late."""
 _SECONDS_TO_ANSWER = 10.0
 _HEAD = "node:__internal_head__"
+_THREADS_BEFORE_JOINING = 1
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ def nodes_of(address: str) -> list[Node]:
     Raises:
         RunError: No cluster is there, or it cannot be joined.
     """
-    with ray_environment(1, "") as variables, _connected(address, variables):
+    with ray_environment(_THREADS_BEFORE_JOINING) as variables, _connected(address, variables):
         return _nodes()
 
 
 @contextmanager
-def joined_ray(config: RayConfig, out: Path, engines: int, gpus: float) -> Iterator[bool]:
-    """Run the block with the Ray at `config.address`, which goes on without us afterwards.
+def joined_ray(address: str, out: Path, engines: int, gpus: float) -> Iterator[bool]:
+    """Run the block with the Ray at `address`, which goes on without us afterwards.
 
     Args:
-        config: Where it is, and the executor.
+        address: See `RayConfig.address`.
         out: The step's folder, which every node must see.
         engines: Generation workers.
         gpus: That each of them reserves.
@@ -58,20 +58,16 @@ def joined_ray(config: RayConfig, out: Path, engines: int, gpus: float) -> Itera
         ConfigError: The cluster does not suit the step: Ray would wait for ever.
         RunError: No cluster is there, it cannot be joined, or a node does not see `out`.
     """
-    assert config.address is not None
-    nodes = nodes_of(config.address)
-    without_head = _check_nodes(nodes, config.cpus_for(engines), gpus)
+    nodes = nodes_of(address)
+    without_head = _check_nodes(nodes, engines, gpus)
     on_each = -(-engines // len(nodes))
     threads = max(1, int(min(node.cpus for node in nodes if node.cpus)) // on_each)
-    with (
-        ray_environment(threads, config.executor) as variables,
-        _connected(config.address, variables),
-    ):
+    with ray_environment(threads) as variables, _connected(address, variables):
         _check_that_all_see(out)
         yield without_head
 
 
-def _check_nodes(nodes: list[Node], cpus: int, gpus: float) -> bool:
+def _check_nodes(nodes: list[Node], engines: int, gpus: float) -> bool:
     """Whether the head node takes no part: Curator sets up each stage on all nodes, or on all
     but the head, and waits until there is room for it.
     """
@@ -84,11 +80,11 @@ def _check_nodes(nodes: list[Node], cpus: int, gpus: float) -> bool:
             fix="Stages are set up on every node. Join another cluster, or change "
             "engine.tensor_parallel.",
         )
-    there = sum(node.cpus for node in nodes)
-    if there < cpus:
+    cpus = sum(node.cpus for node in nodes)
+    if cpus < engines + 1:
         raise ConfigError(
-            f"the engines and the stages after them need {cpus} CPUs, and the cluster has "
-            f"{there:g}",
+            f"{engines} engines and the stages after them need {engines + 1} CPUs, and the "
+            f"cluster has {cpus:g}",
             where="ray.address",
             fix="Lower synthesis.workers.",
         )

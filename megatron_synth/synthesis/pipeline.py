@@ -24,7 +24,6 @@ from megatron_synth.synthesis.stages import (
 
 _LOG = get_logger(__name__)
 
-_TALKATIVE = ("nemo_curator", "cosmos_xenna")
 _ERROR_LINE = re.compile(r"^[\w.]*(?:Error|Exception)\b.*$", re.MULTILINE)
 _KINDS: dict[str, type[MegatronSynthError]] = {
     kind.__name__: kind for kind in (ConfigError, DataError, RunError)
@@ -52,12 +51,14 @@ def run_stages(
     if config.ray.executor == "inline":
         _run_inline(stages, tasks)
         return
+    # Loading Ray Data sets up its logging, which is to be quieted.
+    from nemo_curator.backends.ray_data import RayDataExecutor
     from nemo_curator.pipeline import Pipeline
 
     with _ray(config, places, generation, shards) as without_head, _quiet_curator():
         pipeline = Pipeline(name="synthesis", stages=list(stages))
         try:
-            pipeline.run(_executor(config, without_head), initial_tasks=tasks)
+            pipeline.run(RayDataExecutor(ignore_head_node=without_head), initial_tasks=tasks)
         except Exception as error:
             raise (_worker_error(places, shards) or _pipeline_error(error)) from error
 
@@ -67,21 +68,9 @@ def _ray(
 ) -> AbstractContextManager[bool]:
     engines = min(config.workers, len(shards))
     if config.ray.address is not None:
-        return joined_ray(config.ray, places.out, engines, generation.resources.gpus)
+        return joined_ray(config.ray.address, places.out, engines, generation.resources.gpus)
     record = places.ray(shards[0] % (config.ray.slurm_array or 1))
     return local_ray(config.ray, record, engines)
-
-
-def _executor(config: SynthesisConfig, without_head: bool) -> Any:
-    # Each sets up its logging when it is imported, within Ray's environment.
-    if config.ray.executor == "xenna":
-        from nemo_curator.backends.xenna import XennaExecutor
-
-        # It gives no worker to a node without room for one, the head or another.
-        return XennaExecutor({"cpu_allocation_percentage": 1.0})
-    from nemo_curator.backends.ray_data import RayDataExecutor
-
-    return RayDataExecutor(ignore_head_node=without_head)
 
 
 def _run_inline(stages: list[Any], tasks: list[Any]) -> None:
@@ -124,13 +113,10 @@ def _pipeline_error(error: Exception) -> RunError:
 
 @contextmanager
 def _quiet_curator() -> Iterator[None]:
-    """Curator, Xenna and Ray tell every step of their work on stderr; errors reach us as
-    exceptions.
-    """
+    """Curator and Ray tell every step of their work on stderr; errors reach us as exceptions."""
     from loguru import logger
 
-    for package in _TALKATIVE:
-        logger.disable(package)
+    logger.disable("nemo_curator")
     loggers = [logging.getLogger(name) for name in ("ray.data", "ray._private.worker")]
     levels = [found.level for found in loggers]
     for found in loggers:
@@ -140,7 +126,6 @@ def _quiet_curator() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*ray_remote_args.* is deprecated")
             yield
     finally:
-        for package in _TALKATIVE:
-            logger.enable(package)
+        logger.enable("nemo_curator")
         for found, level in zip(loggers, levels, strict=True):
             found.setLevel(level)

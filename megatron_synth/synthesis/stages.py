@@ -121,10 +121,6 @@ class GenerationStage(ProcessingStage[ShardTask, FileGroupTask]):
             remote["scheduling_strategy"] = "SPREAD"  # engines get in each other's way
         return {"is_actor_stage": True, "ray_remote_args": remote}
 
-    def xenna_stage_spec(self) -> dict[str, Any]:
-        """One shard at a time: a second one would wait here while another worker is idle."""
-        return {"slots_per_actor": 1}
-
     def setup(self, worker_metadata: Any = None) -> None:
         """Open the seeds. The engine starts with the first request: a finished log needs none."""
         self._method = self._make_method()

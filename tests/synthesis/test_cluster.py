@@ -34,7 +34,7 @@ def test_no_short_path_at_all_is_a_clear_error(tmp_path, monkeypatch):
 def test_the_environment_is_put_back(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("NEMO_CURATOR_SLURM_ARRAY_ENABLED", raising=False)
-    with cluster.ray_environment(3, "ray_data"):
+    with cluster.ray_environment(threads=3):
         assert os.environ["NEMO_CURATOR_SLURM_ARRAY_ENABLED"] == "0"
         assert os.environ["OMP_NUM_THREADS"] == "3"
     assert os.environ["OMP_NUM_THREADS"] == "7"

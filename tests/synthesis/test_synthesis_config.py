@@ -81,7 +81,6 @@ def test_one_prompt_file_may_stand_alone(tmp_path):
         ({"address": "ray://h:10001"}, "not through a Ray client"),
         ({"address": "h"}, "neither HOST:PORT nor auto"),
         ({"num_cpus": 3}, "set at least 4, or nothing"),
-        ({"num_cpus": 5, "executor": "xenna"}, "set at least 6, or nothing"),
     ],
 )
 def test_a_ray_that_cannot_be_meant_is_refused(ray, message):
