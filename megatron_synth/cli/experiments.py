@@ -112,8 +112,8 @@ def status(run: Run, as_json: Json = False) -> None:
             answer["jobs"] = {step: asdict(job) for step, job in jobs.items()}
         print_json(answer)
         return
-    for status, line in zip(found, status_lines(found), strict=True):
-        job = None if status.state == "done" else jobs.get(status.name)
+    for step, line in zip(found, status_lines(found), strict=True):
+        job = None if step.state == "done" else jobs.get(step.name)
         slurm = f"  job {job.id}: {job.state} {job.reason}".rstrip() if job else ""
         typer.echo(line + slurm)
 

@@ -1,7 +1,7 @@
 """What an experiment will cost, reckoned from its settings before anything is spent."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pydantic import Field
@@ -87,9 +87,7 @@ def planned_costs(
             ),
             _synthesis(config, model, assumed),
         ]
-    return [
-        StepCost(**{**asdict(cost), "published": config.published.get(cost.step)}) for cost in found
-    ]
+    return [replace(cost, published=config.published.get(cost.step)) for cost in found]
 
 
 def totals(costs: list[StepCost]) -> StepCost:

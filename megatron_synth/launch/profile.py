@@ -3,7 +3,7 @@
 import fnmatch
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -167,9 +167,8 @@ class Profile(Config):
 
     def unmatched(self, steps: dict[str, Step]) -> list[str]:
         """Entries of `resources` that name no environment and no step: probably misspelt."""
-        environments = Environment.__args__  # type: ignore[attr-defined]
         return [
             pattern
             for pattern in self.resources
-            if pattern not in environments and not fnmatch.filter(steps, pattern)
+            if pattern not in get_args(Environment) and not fnmatch.filter(steps, pattern)
         ]

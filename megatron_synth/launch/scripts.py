@@ -80,11 +80,10 @@ def render(config: ExperimentConfig, graph: Graph, profile: Profile, run: Path) 
         scripts[step.name] = environment.get_template(_STEP).render(
             _values(config, step, resources, profile, run)
         )
-    python = _python(profile.software("base"))
     submit = environment.get_template(_SUBMIT).render(
         experiment=config.name,
         run=str(run),
-        python=python,
+        python=shlex.quote(profile.software("base").python),
         steps=[
             {"name": step.name, "file": script_name(step.name), "after": _after(step)}
             for step in graph
@@ -127,6 +126,7 @@ def _options(
 ) -> list[str]:
     """What sbatch reads at the top of a script; values with a blank stand in double quotes."""
     gpus = resources.gpus_per_node
+    kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
     values: dict[str, object] = {
         "job-name": f"{config.name}.{step.name}",
         "partition": resources.partition,
@@ -138,7 +138,7 @@ def _options(
         "nodes": resources.nodes,
         "ntasks-per-node": 1,
         "cpus-per-task": resources.cpus_per_node,
-        "gpus-per-node": (f"{profile.gpu_type}:{gpus}" if profile.gpu_type else gpus) or None,
+        "gpus-per-node": f"{kind}{gpus}" if gpus else None,
         "mem": resources.memory_per_node,
         "exclusive": resources.exclusive,
         "output": f"{run}/logs/{step.name}.log",
@@ -147,8 +147,6 @@ def _options(
         "requeue": True,
         **profile.options,
     }
-    if not gpus:
-        values["gpus-per-node"] = None
     lines = []
     for name, value in values.items():
         if value is None or value is False:
@@ -162,7 +160,7 @@ def _worker(
     software: SoftwareConfig, resources: ResourcesConfig, run: Path, distributed: bool
 ) -> str:
     """The command of one node, inside single quotes: variables are the job's."""
-    python = _python(software)
+    python = shlex.quote(software.python)
     module = 'megatron_synth.experiments.worker "$RUN" "$STEP"'
     if not distributed:
         command = f"{python} -m {module}"
@@ -188,10 +186,6 @@ def _srun_container(software: SoftwareConfig, run: Path) -> str:
 
 def _mounts(software: SoftwareConfig, run: Path) -> list[str]:
     return [f"{run}:{run}", *software.mounts]
-
-
-def _python(software: SoftwareConfig) -> str:
-    return shlex.quote(software.python)
 
 
 def _after(step: Step) -> str:

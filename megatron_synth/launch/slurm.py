@@ -1,4 +1,4 @@
-"""Slurm's commands: submit a script, ask how jobs stand, cancel them."""
+"""Slurm's commands: submit a script, ask how jobs stand."""
 
 import re
 import shutil
@@ -39,7 +39,7 @@ class Job:
         return self.state in _LIVE and self.reason != _NEVER
 
 
-def submit_script(script: Path, after: Sequence[int] = (), *, hold: bool = False) -> int:
+def submit_script(script: Path, after: Sequence[int] = ()) -> int:
     """Submit `script`, to start when all jobs of `after` ended well; gives its number.
 
     A job whose dependency can no longer be met is cancelled by Slurm.
@@ -49,23 +49,17 @@ def submit_script(script: Path, after: Sequence[int] = (), *, hold: bool = False
         ConfigError: There is no Slurm here.
     """
     command = ["sbatch", "--parsable"]
-    if hold:
-        command.append("--hold")
     if after:
         ids = ":".join(map(str, after))
         command += [f"--dependency=afterok:{ids}", "--kill-on-invalid-dep=yes"]
-    answer = _call([*command, str(script)], where=script)
-    return int(answer.strip().splitlines()[-1].split(";")[0])
-
-
-def test_script(script: Path) -> str | None:
-    """What Slurm says against `script` (`sbatch --test-only`), or None where it would run it.
-
-    Raises:
-        ConfigError: There is no Slurm here.
-    """
-    found = _run(["sbatch", "--test-only", str(script)])
-    return None if found.returncode == 0 else found.stderr.strip()
+    found = _run([*command, str(script)])
+    if found.returncode:
+        raise RunError(
+            f"sbatch refused it: {found.stderr.strip() or found.stdout.strip()}",
+            where=script,
+            fix="See the profile's partition, account, resources and limits.",
+        )
+    return int(found.stdout.strip().splitlines()[-1].split(";")[0])
 
 
 def find_jobs(ids: Iterable[int]) -> dict[int, Job]:
@@ -93,17 +87,6 @@ def find_jobs(ids: Iterable[int]) -> dict[int, Job]:
     return found
 
 
-def cancel_jobs(ids: Iterable[int]) -> None:
-    """Cancel jobs; those that have ended are left alone.
-
-    Raises:
-        RunError: Slurm does not answer.
-    """
-    numbers = [str(number) for number in ids]
-    if numbers:
-        _call(["scancel", *numbers], where="scancel")
-
-
 def _from_scontrol(number: int) -> Job | None:
     found = _run(["scontrol", "--oneliner", "show", "job", str(number)])
     state = re.search(r"\bJobState=(\S+)", found.stdout)
@@ -121,17 +104,6 @@ def _from_sacct(number: int) -> Job | None:
         return None
     state, _, reason = found.stdout.strip().splitlines()[-1].partition("|")
     return Job(number, state.split()[0], "" if reason == "None" else reason)
-
-
-def _call(command: Sequence[str], where: str | Path) -> str:
-    found = _run(command)
-    if found.returncode:
-        raise RunError(
-            f"{command[0]} refused it: {found.stderr.strip() or found.stdout.strip()}",
-            where=where,
-            fix="See the profile's partition, account, resources and limits.",
-        )
-    return found.stdout
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:

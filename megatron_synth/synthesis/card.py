@@ -1,6 +1,7 @@
 """The dataset card of a synthetic corpus, in Hugging Face's form: what it is, how it was made."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,16 +47,11 @@ def write_card(
         documents: The kept ones; the first few become samples.
         data_file: Name of the file that holds them.
     """
-    samples = [document for document, _ in zip(documents, range(_SAMPLES), strict=False)]
+    samples = list(islice(documents, _SAMPLES))
     first = samples[0] if samples else None
-    header = {
-        "pretty_name": f"Synthetic documents by {config.method}",
-        "license": config.licence or "other",
-        "tags": ["synthetic", "pretraining", config.method],
-        "task_categories": ["text-generation"],
-        "size_categories": [_size(int(counts["documents"]))],
-        "configs": [{"config_name": "default", "data_files": data_file}],
-    }
+    header = _header(
+        f"Synthetic documents by {config.method}", [config.method], config, counts, data_file
+    )
     facts = [
         ("Method", config.method),
         ("Generator", first.generator if first else None),
@@ -98,15 +94,10 @@ def write_megadocs_card(
         documents: The megadocs; the first few become samples.
         data_file: Name of the file that holds them.
     """
-    samples = [document for document, _ in zip(documents, range(_SAMPLES), strict=False)]
-    header = {
-        "pretty_name": f"Megadocs by {config.kind}",
-        "license": config.licence or "other",
-        "tags": ["synthetic", "pretraining", "megadocs", config.kind],
-        "task_categories": ["text-generation"],
-        "size_categories": [_size(int(counts["documents"]))],
-        "configs": [{"config_name": "default", "data_files": data_file}],
-    }
+    samples = list(islice(documents, _SAMPLES))
+    header = _header(
+        f"Megadocs by {config.kind}", ["megadocs", config.kind], config, counts, data_file
+    )
     made_by = {name: ", ".join(found) for name, found in counts["made_by"].items() if found}
     stitched = config.kind == "stitch"
     facts = [
@@ -138,6 +129,23 @@ def write_megadocs_card(
         "and in `metadata` the ids of the generated `members`, in order."
     )
     _write(path, header, about, facts, [fields, ""], config.licence, samples)
+
+
+def _header(
+    name: str,
+    tags: Sequence[str],
+    config: "SynthesisConfig | MegadocsConfig",
+    counts: Mapping[str, Any],
+    data_file: str,
+) -> dict[str, Any]:
+    return {
+        "pretty_name": name,
+        "license": config.licence or "other",
+        "tags": ["synthetic", "pretraining", *tags],
+        "task_categories": ["text-generation"],
+        "size_categories": [_size(int(counts["documents"]))],
+        "configs": [{"config_name": "default", "data_files": data_file}],
+    }
 
 
 def _write(

@@ -200,21 +200,14 @@ class _Step:
         counts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return counts if counts.pop("product") == self.product else None
 
+    @cached_property
+    def context(self) -> FilterContext:
+        wordings = tuple(prompt.wording for prompt in self.prompts)
+        return FilterContext.of(self.config, wordings, self.held_out)
+
     def make(self, shards: Sequence[int], together: bool = False) -> None:
         """Pass the gate and make `shards`, perhaps together with others who make other shards."""
-        wordings = tuple(prompt.wording for prompt in self.prompts)
-        context = FilterContext.of(self.config, wordings, self.held_out)
         method = self.method  # one that refuses the settings does so before Ray starts
-        generate = partial(
-            _generate,
-            self.config,
-            self.run,
-            self.make_method,
-            self.make_engine,
-            context,
-            method.total,
-            self.progress,
-        )
         if self.config.mideval is not None:
             lock = self.work / "mideval.lock"
             with exclusive(lock, "mideval", patience=math.inf) if together else nullcontext():
@@ -225,12 +218,40 @@ class _Step:
                     self.run,
                     self.product,
                     method,
-                    context,
-                    partial(generate, range(1)),
+                    self.context,
+                    partial(self._generate, range(1)),
                     self.progress,
                 )
         self.places.work.mkdir(exist_ok=True)
-        generate(shards, self.places)
+        self._generate(shards, self.places)
+
+    def _generate(self, shards: Sequence[int], places: Places, sample: int | None = None) -> None:
+        """Make those of `shards` that are not done; with `sample`, so many documents of each."""
+        # Curator and Ray take seconds to import: only where they are needed.
+        from megatron_synth.synthesis.pipeline import run_stages
+        from megatron_synth.synthesis.stages import GenerationStage
+
+        open_shards = [n for n in shards if not places.is_done(n)]
+        if not open_shards:
+            return
+        workers = min(self.config.workers, len(open_shards))
+        config = self.config.model_copy(update={"workers": workers})
+        shown, total = config, self.method.total
+        if sample is not None:
+            shown = config.model_copy(update={"tokens": None, "shards": 1})
+            total = sample if total is None else min(sample, total)
+        self.progress.phase("starting Ray and the engine")
+        stage = GenerationStage(
+            config,
+            places,
+            self.run,
+            self.make_method,
+            self.make_engine,
+            context=self.context,
+            sample=sample,
+        )
+        with watch(self.progress, shown, places, total, stage.resources.gpus):
+            run_stages(config, places, stage, open_shards)
 
     def merge(self) -> dict[str, Any]:
         """Join the shards; the counts, which are written last."""
@@ -297,39 +318,6 @@ def _prepare(
         make_engine=make_engine or start,
         progress=progress,
     )
-
-
-def _generate(
-    config: SynthesisConfig,
-    run: str,
-    make_method: Callable[[], Method],
-    make_engine: Callable[[], Engine],
-    context: FilterContext,
-    total: int | None,
-    progress: Progress,
-    shards: Sequence[int],
-    places: Places,
-    sample: int | None = None,
-) -> None:
-    """Make those of `shards` that are not done; with `sample`, so many documents of each."""
-    # Curator and Ray take seconds to import: only where they are needed.
-    from megatron_synth.synthesis.pipeline import run_stages
-    from megatron_synth.synthesis.stages import GenerationStage
-
-    open_shards = [n for n in shards if not places.is_done(n)]
-    if not open_shards:
-        return
-    config = config.model_copy(update={"workers": min(config.workers, len(open_shards))})
-    shown = config
-    if sample is not None:
-        shown = config.model_copy(update={"tokens": None, "shards": 1})
-        total = sample if total is None else min(sample, total)
-    progress.phase("starting Ray and the engine")
-    stage = GenerationStage(
-        config, places, run, make_method, make_engine, context=context, sample=sample
-    )
-    with watch(progress, shown, places, total, stage.resources.gpus):
-        run_stages(config, places, stage, open_shards)
 
 
 def _open_seeds(
